@@ -27,6 +27,10 @@ from api.jobs.meters import LEASES_LOST, Tally
 from api.jobs.rebuild import rebuild
 from api.jobs.sequel import OpenStore, delete
 from api.jobs.state import TERMINAL
+from api.mlflow import recorder as mlflow_recorder
+from api.mlflow.marks import Marks
+from api.mlflow.recorder import Recorder
+from api.mlflow.server import MlflowServer
 from api.services import Services
 from api.settings import Settings
 from api.webhooks import dispatcher as webhooks
@@ -256,6 +260,27 @@ def run(
         stop.wait(every_seconds)
 
 
+def _recorder(settings: Settings, services: Services) -> Recorder | None:
+    """What logs jobs to MLflow; None if that is not asked for."""
+    if settings.mlflow_tracking_uri is None:
+        return None
+    try:
+        server = MlflowServer(settings.mlflow_tracking_uri)
+    except ImportError as error:
+        raise SystemExit(
+            "Cannot start: STRUCPRUNE_MLFLOW_TRACKING_URI needs MLflow's client. Install it: "
+            f"pip install mlflow-skinny ({error})"
+        ) from error
+    return Recorder(
+        services.journal,
+        services.ledger,
+        Marks(services.stores.open(settings.state_uri)),
+        services.stores.open,
+        server,
+        experiment=settings.mlflow_experiment,
+    )
+
+
 def main() -> None:
     """Reconcile until SIGTERM or SIGINT."""
     settings = environment.read(Settings)
@@ -283,16 +308,25 @@ def main() -> None:
         WebhookClient(settings.webhook_policy),
         settings.webhook_secrets,
     )
-    # In a thread of its own: receivers may be slow, and repairs must not wait for them.
-    sending = threading.Thread(
-        target=webhooks.run, args=(dispatcher, stop, webhooks.EVERY_SECONDS), name="webhooks"
-    )
-    sending.start()
+    # In threads of their own: receivers may be slow, and repairs must not wait for them.
+    threads = [
+        threading.Thread(
+            target=webhooks.run, args=(dispatcher, stop, webhooks.EVERY_SECONDS), name="webhooks"
+        )
+    ]
+    recorder = _recorder(settings, services)
+    if recorder is not None:
+        threads.append(
+            threading.Thread(target=mlflow_recorder.run, args=(recorder, stop), name="mlflow")
+        )
+    for thread in threads:
+        thread.start()
     try:
         run(reconciler, stop, settings.reconcile_every_seconds, heartbeat.beat)
     finally:
         stop.set()
-        sending.join()
+        for thread in threads:
+            thread.join()
         asyncio.run(services.close())
 
 

@@ -46,6 +46,22 @@ class Notifications(BaseModel):
         max_length=6,
         description="Which events to send; by default those that end the job.",
     )
+    format: Literal["standard", "slack"] = Field(
+        default="standard",
+        description="`standard`: JSON for programs. `slack`: one line for people, in the body of "
+        "Slack's incoming webhooks, which Mattermost, Teams and Discord (`…/slack`) also take.",
+    )
+
+    def fingerprinted(self) -> dict[str, Any]:
+        """What the request's fingerprint covers.
+
+        The format only if it is not `standard`, so that requests of versions that had no formats
+        keep their fingerprints.
+        """
+        covered = self.model_dump(mode="json")
+        if self.format == "standard":
+            del covered["format"]
+        return covered
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, SecretStr
 
@@ -41,8 +42,18 @@ def _check_webhook_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _check_mlflow_uri(uri: str) -> str:
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("an MLflow server is http://host or https://host, with a port and a path")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD say who logs in")
+    return uri.rstrip("/")
+
+
 WebhookSecret = Annotated[SecretStr, AfterValidator(_check_webhook_secret)]
 Prefix = Annotated[str, AfterValidator(_check_prefix)]
+MlflowUri = Annotated[str, AfterValidator(_check_mlflow_uri)]
 HubPattern = Annotated[str, AfterValidator(_check_hub_pattern)]
 
 
@@ -105,6 +116,11 @@ class Settings(LimitSettings):
         webhook_hosts: JSON list of the hosts that webhooks may go to, also with private addresses.
             If it is empty, webhooks may go to any public address of the internet and no other.
         webhook_allow_http: Whether webhooks may go unencrypted. Only inside a closed network.
+        mlflow_tracking_uri: An MLflow server (`https://mlflow.example.com`), to which the
+            reconciler logs how jobs succeeded or failed. None logs nowhere. MLflow's own variables
+            say who logs in: `MLFLOW_TRACKING_TOKEN`, or `MLFLOW_TRACKING_USERNAME` and
+            `MLFLOW_TRACKING_PASSWORD`; `MLFLOW_TRACKING_SERVER_CERT_PATH` names its authority.
+        mlflow_experiment: Its experiment, in which `{tenant}` stands for the job's tenant.
         max_request_bytes: Larger request bodies are refused.
         event_streams: Event streams and waiting requests (`Prefer: wait`) that an API process holds
             open. A further stream is answered with 503, a further waiting request without waiting.
@@ -139,6 +155,8 @@ class Settings(LimitSettings):
     webhook_secrets: dict[Tenant, WebhookSecret] = Field(default_factory=dict, repr=False)
     webhook_hosts: tuple[str, ...] = ()
     webhook_allow_http: bool = False
+    mlflow_tracking_uri: MlflowUri | None = None
+    mlflow_experiment: str = Field(default="strucprune/{tenant}", min_length=1, max_length=400)
     max_request_bytes: int = Field(default=256 * 1024, ge=1024)
     event_streams: int = Field(default=2000, ge=1)
     max_connections: int = Field(default=4000, ge=16)

@@ -125,6 +125,7 @@ def _subscribe(
             events=notifications.events,
             fingerprint=entry.fingerprint,
             created_at=entry.created_at,
+            format=notifications.format,
         )
         services.outbox.subscribe(job_id, subscription)
 
@@ -229,7 +230,7 @@ def fingerprint(
     if extends is not None:
         request["extends"] = extends
     if notifications is not None:
-        request["notifications"] = notifications.model_dump(mode="json")
+        request["notifications"] = notifications.fingerprinted()
     canonical = json.dumps(request, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -78,6 +78,7 @@ SERVER_CLOCK = (LUA / "clock.lua").read_text()
 JobIds = list[str]
 Events = list[JobEvent]
 LogLines = list[LogLine]
+Ends = list[tuple[str, int]]
 Workers = list[WorkerRecord]
 Finished = Literal[JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
 Stop = Literal["cancel", "pause", "resume"]
@@ -402,6 +403,18 @@ class Ledger:
     def ended_longer_than(self, seconds: float, limit: int) -> JobIds:
         """Jobs that ended this long ago, the earliest end first."""
         return [*self._run("ended_longer_than", seconds, limit)]
+
+    def ended_within(self, seconds: float, limit: int) -> Ends:
+        """Jobs that ended in the last seconds, each with its run, the latest end first."""
+        found = [*self._run("ended_within", seconds, limit)]
+        return [(job_id, int(run)) for job_id, run in zip(found[::2], found[1::2], strict=True)]
+
+    def hold_role(self, role: str, holder: str, seconds: int) -> bool:
+        """Take a role that one process at a time may have, or keep it for so long from now.
+
+        False if another holder has it.
+        """
+        return bool(self._run("hold_role", role, holder, seconds))
 
     def reserve(self, tenant: str, job_id: str, limit: int) -> bool:
         """Reserve one of `limit` places among the tenant's jobs that have not ended.

@@ -9,7 +9,6 @@ Jobs that are not due stay in Redis, so memory and threads are bounded.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import threading
 import time
@@ -19,13 +18,12 @@ from dataclasses import dataclass
 
 from pydantic import SecretStr
 
-from api.event_titles import event_title
-from api.jobs.instants import instant
 from api.jobs.ledger import Ledger
 from api.jobs.record import JobEvent, JobRecord
 from api.jobs.state import TERMINAL
 from api.webhooks.delivery import NotDelivered, WebhookClient
 from api.webhooks.lanes import AT_ONCE, Breakers, Lanes, Receiver
+from api.webhooks.messages import message_body
 from api.webhooks.outbox import DeliveryProgress, Outbox, Subscription
 from api.webhooks.targets import WebhookNotAllowed, parse_target
 from strucprune_core.client import webhooks
@@ -263,7 +261,7 @@ class Dispatcher:
         secret: SecretStr,
         receiver: Receiver,
     ) -> None:
-        body = message_body(name, record, event)
+        body = message_body(subscription.format, name, record, event)
         headers = _headers(_message_id(record.id, event.id), secret, body)
         began = time.monotonic()
         try:
@@ -299,25 +297,6 @@ def _headers(message_id: str, secret: SecretStr, body: bytes) -> dict[str, str]:
 def _is_orphan(subscription: Subscription, now: float) -> bool:
     """Whether the job of a subscription was removed or never made, and is not being submitted."""
     return subscription.told_run > 0 or now - subscription.created_at > _ORPHAN_SECONDS
-
-
-def message_body(name: str, record: JobRecord, event: JobEvent) -> bytes:
-    """The message: what happened to which job. The API has everything else."""
-    content = {
-        "type": name,
-        "timestamp": instant(event.at),
-        "data": {
-            "job_id": record.id,
-            "title": event_title(event.type, event.data),
-            "state": event.data.get("state"),
-            "run": event.data.get("run", 1),
-            "attempt": event.data.get("attempt"),
-            "error": event.data.get("error"),
-            "name": record.spec.get("name"),
-            "labels": record.labels,
-        },
-    }
-    return json.dumps(content, separators=(",", ":")).encode()
 
 
 def _message_id(job_id: str, event_id: str) -> str:

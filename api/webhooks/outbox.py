@@ -56,6 +56,7 @@ class Subscription(BaseModel):
     Attributes:
         fingerprint: The fingerprint of the request.
         created_at: Time of the request, in unix seconds.
+        format: `standard` or `slack`; see `messages`.
         told_run: The last run of the job whose messages were all sent or given up.
     """
 
@@ -67,6 +68,7 @@ class Subscription(BaseModel):
     events: tuple[str, ...]
     fingerprint: str
     created_at: float
+    format: str = "standard"
     told_run: int = 0
 
 

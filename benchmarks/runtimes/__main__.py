@@ -1,14 +1,17 @@
 """Loads a pruned SmolLM2-135M and its exports in transformers, MLX, llama.cpp and vLLM.
 
     python -m benchmarks.runtimes                # everything: `make runtimes`
-    python -m benchmarks.runtimes --reuse        # the same checkpoints again, for new timings
+    python -m benchmarks.runtimes --reuse        # with the same checkpoints again
     python -m benchmarks.runtimes --reuse --cases 'vLLM-*'    # these, and what they need
 
 Each runtime gets an environment of its own under `--root`, made on the first run (several GB, most
 of it vLLM's). Greedy tokens and logits must be those of transformers on the same checkpoint; tokens
-may part at a near tie. SmolLM2 is loaded beside the dense model, and both are timed in turns, so
-that whatever else the machine does slows both. Tiny random models of other families are loaded by
-themselves. With `--cases`, rows of other cases stay as they were recorded.
+may part at a near tie. With `--cases`, rows of other cases stay as they were recorded.
+
+    python -m benchmarks.runtimes --reuse --rounds 5 --json benchmarks/results/runtimes_speed.json
+
+also times SmolLM2 beside the dense model, in turns, so that whatever else the machine does slows
+both. Tiny random models of other families are never timed.
 
 Exit code 1 if a runtime does not load what the library says it loads
 (`strucprune_core.export.runtimes`), loads what it is said not to, or computes something else.
@@ -20,9 +23,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache, partial
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -33,18 +37,22 @@ from benchmarks.runtimes.checkpoints import (
     Recipe,
     ensure_dense_gguf,
     ensure_pruned,
+    has_fewer_heads,
     missing_blocks,
+    quantised,
     weight_bytes,
 )
+from benchmarks.runtimes.commands import Command, failures, run_commands
 from benchmarks.runtimes.comparison import agreement, gain, rates
-from benchmarks.runtimes.environments import make_environment
+from benchmarks.runtimes.environments import make_environment, make_tools
 from benchmarks.runtimes.protocol import Answer, ModelEntry, Output, Request, Timing, ask
 from benchmarks.runtimes.prunings import PRUNINGS
-from benchmarks.runtimes.table import Row, markdown
+from benchmarks.runtimes.table import Row, commands_table, markdown, speeds_table
 from benchmarks.runtimes.tiny import ensure_tiny
 from benchmarks.runtimes.verdict import problems
 from embedded.model import ensure_model
 from embedded.text import ensure_texts
+from strucprune_core.spec import GGUF_EXPORTS
 
 DENSE, PRUNED = "dense", "pruned"
 # Added to prose, for tokenizers: contractions, digits, runs of blanks, letters beyond ASCII.
@@ -70,13 +78,20 @@ def main() -> int:
     request = _request(options, tokenizer, text)
     text_tokens = tokenizer.encode(request.text, add_special_tokens=False).ids
     folder = options.root / "checkpoints"
-    dense_gguf = ensure_dense_gguf(model, folder, reuse=options.reuse)
+    dense_gguf = cache(partial(ensure_dense_gguf, root=folder, reuse=options.reuse))
+    tools = partial(make_tools, options.root, options.threads, options.pip_args.split())
     checkpoints, models = {}, {}
     for name in dict.fromkeys(case.checkpoint for case in cases):
         _say(f"pruning: {name}")
         pruning = PRUNINGS[name]
         models[name] = (
-            ensure_tiny(pruning.family, model, folder, faint_blocks=bool(pruning.missing))
+            ensure_tiny(
+                pruning.family,
+                model,
+                folder,
+                faint_blocks=bool(pruning.missing),
+                shape=pruning.shape,
+            )
             if pruning.tiny
             else model
         )
@@ -84,32 +99,44 @@ def main() -> int:
         checkpoints[name] = ensure_pruned(name, own, folder, reuse=options.reuse)
         if missing_blocks(checkpoints[name]) != list(pruning.missing):
             raise SystemExit(f"{name} lacks {missing_blocks(checkpoints[name])}")
-    references: dict[str, Mapping[str, Output]] = {}
+    references: dict[tuple[str, bool], Mapping[str, Output]] = {}
     rows = _recorded(options.json, cases) if options.cases else {}
+    commands = _recorded_commands(options.json) if options.cases else []
     for together in sessions(cases):
         _say(f"{together[0].runtime}: {', '.join(case.name for case in together)}")
         paths = {
-            case: Paths(
-                case.dense_path(models[case.checkpoint], dense_gguf),
-                case.pruned_path(checkpoints[case.checkpoint]),
+            case: _paths(
+                case, models[case.checkpoint], checkpoints[case.checkpoint], dense_gguf, tools
             )
             for case in together
         }
         for case, answer in _try(paths, request, options).items():
-            reference = references.get(case.checkpoint)
-            missing = missing_blocks(checkpoints[case.checkpoint])
-            facts = Facts(missing, recipe.samples * recipe.sequence_length)
+            reference = references.get(case.compared_with)
+            checkpoint = checkpoints[case.checkpoint]
+            facts = Facts(
+                missing_blocks(checkpoint),
+                has_fewer_heads(checkpoint, models[case.checkpoint]),
+                recipe.samples * recipe.sequence_length,
+            )
             row = _row(case, facts, paths[case], answer, request, reference, text_tokens)
             rows[case] = row
-            if case.checkpoint not in references:
+            if case.compared_with not in references:
                 if PRUNED in answer.errors:
                     raise SystemExit(f"{case.name} is what others are compared with: {row.error}")
-                references[case.checkpoint] = answer.outputs
+                references[case.compared_with] = answer.outputs
         ordered = [rows[each] for each in CASES if each in rows]
         # After every session: a stopped run keeps what it measured.
-        _write(options, recipe, ordered)
+        _write(options, recipe, ordered, commands)
+    for name, directory in {} if options.cases else checkpoints.items():
+        if not PRUNINGS[name].tiny:
+            _say(f"commands of the card of {name}")
+            folders = (tools(), options.root / "mlx" / "bin")
+            commands += run_commands(name, directory, folders, options.limit_seconds)
+    _write(options, recipe, ordered, commands)
     print(markdown(ordered))
-    wrong = [problem for row in ordered for problem in problems(row)]
+    print(commands_table(commands))
+    print(speeds_table(ordered))
+    wrong = [problem for row in ordered for problem in problems(row)] + failures(commands)
     for problem in wrong:
         print(problem, file=sys.stderr)
     return int(bool(wrong))
@@ -122,18 +149,22 @@ def chosen_cases(patterns: Sequence[str]) -> list[Case]:
     matched = {
         case for case in CASES if any(fnmatchcase(case.name, pattern) for pattern in patterns)
     }
-    references: dict[str, Case] = {}
+    references: dict[tuple[str, bool], Case] = {}
     for case in CASES:
-        references.setdefault(case.checkpoint, case)
-    matched |= {references[case.checkpoint] for case in matched}
+        references.setdefault(case.compared_with, case)
+    matched |= {references[case.compared_with] for case in matched}
     return [case for case in CASES if case in matched]
 
 
 def sessions(cases: Sequence[Case]) -> list[list[Case]]:
-    """Cases that share a process, which takes long to start: tiny models of a runtime."""
+    """Cases that share a process, which takes long to start: tiny models of a runtime.
+
+    Those that are loaded beside the dense model have a process each.
+    """
     found: dict[Case | str, list[Case]] = {}
     for case in cases:
-        key = case.runtime if PRUNINGS[case.checkpoint].tiny else case
+        shared = PRUNINGS[case.checkpoint].tiny and not case.shows_dense
+        key = case.runtime if shared else case
         found.setdefault(key, []).append(case)
     return list(found.values())
 
@@ -150,6 +181,30 @@ def _recorded(path: Path, cases: Sequence[Case]) -> dict[Case, Row]:
         if case not in cases
     }
     return {case: row for case, row in known.items() if row is not None}
+
+
+def _recorded_commands(path: Path) -> list[Command]:
+    if not path.exists():
+        return []
+    recorded = json.loads(path.read_text("utf-8"))["commands"]
+    return TypeAdapter(list[Command]).validate_python(recorded)
+
+
+def _paths(
+    case: Case,
+    model: Path,
+    checkpoint: Path,
+    dense_gguf: Callable[[Path, bool], Path],
+    tools: Callable[[], Path],
+) -> Paths:
+    """The files of a case; quantises them first if it says so."""
+    dense = model
+    if case.form in GGUF_EXPORTS:
+        dense = dense_gguf(model, case.form == "gguf_q8_0")
+    pruned = case.pruned_path(checkpoint)
+    if case.how == "Q4_K_M":
+        dense, pruned = (quantised(each, case.how, tools()) for each in (dense, pruned))
+    return Paths(dense, pruned)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -173,7 +228,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=32, help="of each greedy continuation")
     parser.add_argument("--prefill-tokens", type=int, default=128, help="of the timed prompt")
     parser.add_argument("--decode-tokens", type=int, default=32, help="timed after the first")
-    parser.add_argument("--rounds", type=int, default=5, help="of timing; 0: none")
+    parser.add_argument("--rounds", type=int, default=0, help="of timing; 0: none")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--limit-seconds", type=float, default=1800.0, help="of one session")
     parser.add_argument("--pip-args", default="", help="more options for pip, as one text")
@@ -211,6 +266,7 @@ class Facts:
     """Of a pruned checkpoint: see `table.Row`."""
 
     missing: Sequence[str]
+    fewer_heads: bool
     calibration_tokens: int
 
 
@@ -223,14 +279,15 @@ def _try(
         ModelEntry(f"{case.name}-{PRUNED}", str(each.pruned.resolve()), case.how)
         for case, each in paths.items()
     ]
-    if first.timed:
+    timing = request.timing if first.timed else None
+    if timing is not None or first.shows_dense:
         models.insert(0, ModelEntry(f"{first.name}-{DENSE}", str(paths[first].dense.resolve())))
     environment = make_environment(
         first.runtime, options.root, options.threads, options.pip_args.split()
     )
     answer = ask(
         environment.command,
-        replace(request, models=models, timing=request.timing if first.timed else None),
+        replace(request, models=models, timing=timing),
         options.root / "sessions" / first.name,
         environment.variables,
         options.limit_seconds,
@@ -274,6 +331,7 @@ def _row(
         family=case.family,
         tiny=PRUNINGS[case.checkpoint].tiny,
         missing=facts.missing,
+        fewer_heads=facts.fewer_heads,
         calibration_tokens=facts.calibration_tokens,
         threads=request.threads,
         how=case.how,
@@ -297,7 +355,9 @@ def _same_tokens(output: Output | None, wanted: list[int]) -> bool | None:
     return output.text_tokens == wanted
 
 
-def _write(options: argparse.Namespace, recipe: Recipe, rows: Sequence[Row]) -> None:
+def _write(
+    options: argparse.Namespace, recipe: Recipe, rows: Sequence[Row], commands: Sequence[Command]
+) -> None:
     content = {
         "model": recipe.model.name,
         "sparsity": recipe.sparsity,
@@ -305,6 +365,7 @@ def _write(options: argparse.Namespace, recipe: Recipe, rows: Sequence[Row]) -> 
         "prefill_tokens": options.prefill_tokens,
         "decode_tokens": options.decode_tokens,
         "rows": [asdict(row) for row in rows],
+        "commands": [asdict(command) for command in commands],
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.runtimes.protocol import How
-from benchmarks.runtimes.prunings import FAMILIES, GENERIC, MIXTURES, PRUNINGS
+from benchmarks.runtimes.prunings import (
+    FAMILIES,
+    GENERIC,
+    IN_FP8,
+    MIXTURES,
+    PRUNINGS,
+    WITH_FEWER_HEADS,
+)
 from strucprune_core.export.checks import FAMILIES as EXPORTED
-from strucprune_core.export.runtimes import RUNTIMES, Form, LoadableForm
+from strucprune_core.export.runtimes import HEADS, RUNTIMES, Form, LoadableForm
+from strucprune_core.spec import GGUF_EXPORTS
 
 Runtime = Literal[
     "transformers", "transformers 4.51", "transformers 4.57", "MLX", "llama.cpp", "vLLM"
@@ -24,7 +32,7 @@ class Case:
         runtime: That is to load it.
         form: Of the result.
         checkpoint: Of `prunings.PRUNINGS`.
-        how: With the checkpoint's own code or without.
+        how: With the checkpoint's own code or without; or what llama.cpp makes of the file first.
     """
 
     runtime: Runtime
@@ -51,6 +59,7 @@ class Case:
             form.form == self.form
             and self.family in form.families
             and not PRUNINGS[self.checkpoint].structures.intersection(form.not_without)
+            and not (form.full_heads and PRUNINGS[self.checkpoint].structures & HEADS)
             and self._reached(form, release)
             for runtime in RUNTIMES
             if runtime.name == name
@@ -63,19 +72,36 @@ class Case:
         return not release or least is None or _numbers(least) <= _numbers(release)
 
     @property
+    def compared_with(self) -> tuple[str, bool]:
+        """Cases of which this is the same are compared with the first of them.
+
+        A checkpoint in FP8 computes something else; in Q8_0 its values are only rounded.
+        """
+        return self.checkpoint, self.form == "fp8"
+
+    @property
     def timed(self) -> bool:
-        """Whether its speed is measured, beside the dense model's."""
-        return self.claimed and not PRUNINGS[self.checkpoint].tiny
+        """Whether its speed is measured, beside the dense model's.
+
+        On a CPU, FP8 is computed in float32: slower than without.
+        """
+        return self.claimed and not PRUNINGS[self.checkpoint].tiny and self.form != "fp8"
+
+    @property
+    def shows_dense(self) -> bool:
+        """Whether the dense model is loaded beside it, timed or not.
+
+        What fewer bits do to the dense model says what they may do to this one.
+        """
+        pruning = PRUNINGS[self.checkpoint]
+        wanted = not pruning.tiny or pruning.settings.get("exports") == ["gguf_q8_0"]
+        computes_it = self.runtime in ("transformers", "llama.cpp") and self.form != "fp8"
+        return self.claimed and wanted and computes_it
 
     def pruned_path(self, checkpoint: Path) -> Path:
         """What the runtime gets of a checkpoint's directory."""
-        if self.form == "gguf":
-            return checkpoint / "gguf" / "model.gguf"
-        return checkpoint / "block_configs" if self.form == "block_configs" else checkpoint
-
-    def dense_path(self, model: Path, dense_gguf: Path) -> Path:
-        """What it is compared with, if it is timed."""
-        return dense_gguf if self.form == "gguf" else model
+        folder = checkpoint if self.form in ("per_layer", "uniform") else checkpoint / self.form
+        return folder / "model.gguf" if self.form in GGUF_EXPORTS else folder
 
 
 def _numbers(release: str) -> tuple[int, ...]:
@@ -101,18 +127,28 @@ _REAL = (
         for release in _EARLIER
         for form, checkpoint, how in _IN_EARLIER
     ),
+    Case("transformers", "fp8", "per_layer", "register"),
+    Case("transformers", "fp8", "uniform"),
+    Case("transformers", "uniform", "uniform_heads"),
     Case("MLX", "uniform", "uniform"),
+    Case("MLX", "uniform", "uniform_heads"),
     Case("MLX", "block_configs", "per_layer"),
     Case("MLX", "block_configs", "per_layer_256"),
     Case("MLX", "per_layer", "per_layer"),
     Case("llama.cpp", "gguf", "uniform"),
     Case("llama.cpp", "gguf", "per_layer"),
     Case("llama.cpp", "gguf", "per_layer_heads"),
+    Case("llama.cpp", "gguf_q8_0", "per_layer"),
+    Case("llama.cpp", "gguf", "per_layer", "Q4_K_M"),
+    Case("llama.cpp", "gguf", "per_layer_256", "Q4_K_M"),
     Case("vLLM", "uniform", "uniform"),
+    Case("vLLM", "uniform", "uniform_heads"),
     Case("vLLM", "block_configs", "per_layer", "trust_remote_code"),
     Case("vLLM", "block_configs", "per_layer_256", "trust_remote_code"),
     Case("vLLM", "per_layer", "per_layer"),
     Case("vLLM", "per_layer", "per_layer_heads"),
+    Case("vLLM", "fp8", "per_layer"),
+    Case("vLLM", "fp8", "uniform"),
 )
 
 
@@ -129,6 +165,20 @@ def _by_layer(checkpoint: str) -> tuple[Case, ...]:
         Case("transformers", "per_layer", checkpoint, "register"),
         *(Case(release, "per_layer", checkpoint, "trust_remote_code") for release in _EARLIER),
         Case("vLLM", "per_layer", checkpoint),
+    )
+
+
+def _in_fp8(checkpoint: str) -> tuple[Case, ...]:
+    return (
+        Case("transformers", "fp8", checkpoint, "register"),
+        Case("vLLM", "fp8", checkpoint),
+    )
+
+
+def _in_q8_0(checkpoint: str) -> tuple[Case, ...]:
+    return (
+        Case("transformers", "per_layer", checkpoint, "register"),
+        Case("llama.cpp", "gguf_q8_0", checkpoint),
     )
 
 
@@ -160,7 +210,11 @@ CASES = (
         for name in ("channels", "no_attention", "exported_blocks")
         for case in _exported(f"{family}_{name}")
     ),
-    *_uniform("llama_layers"),
+    *(case for family in WITH_FEWER_HEADS for case in _uniform(f"{family}_uniform_heads")),
+    *_uniform("llama_odd_heads"),
+    *(case for family in IN_FP8 for case in _in_fp8(f"{family}_fp8")),
+    *(case for family in EXPORTED for case in _in_q8_0(f"{family}_q8_0")),
+    *(case for family in ("llama", "gpt2", "gpt_neox") for case in _uniform(f"{family}_layers")),
     *(case for family in MIXTURES for case in _uniform(f"{family}_experts")),
     *(
         Case("transformers", "per_layer", f"{family}_channels", how)

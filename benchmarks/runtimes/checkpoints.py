@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,15 +63,16 @@ def ensure_pruned(name: str, recipe: Recipe, root: Path, *, reuse: bool) -> Path
     return output
 
 
-def ensure_dense_gguf(model: Path, root: Path, *, reuse: bool) -> Path:
+def ensure_dense_gguf(model: Path, eight_bits: bool, root: Path, *, reuse: bool) -> Path:
     """The dense model as a GGUF file, written like the export: pruned files are compared with it.
 
     Args:
         model: A llama's directory.
+        eight_bits: In Q8_0, or else in 16 bits.
         root: Folder for checkpoints.
         reuse: Take what is there already.
     """
-    path = root / "dense.gguf"
+    path = root / f"{model.name}_{'q8_0' if eight_bits else 'f16'}.gguf"
     if reuse and path.exists():
         return path
     root.mkdir(parents=True, exist_ok=True)
@@ -84,8 +87,26 @@ def ensure_dense_gguf(model: Path, root: Path, *, reuse: bool) -> Path:
         vocabulary,
         model.name,
         lambda done, total: None,
+        quantised=eight_bits,
     )
     return path
+
+
+def quantised(path: Path, kind: str, tools: Path) -> Path:
+    """A GGUF file as llama.cpp's own program quantises it.
+
+    Args:
+        path: The file, in 16 bits.
+        kind: As the program names it: "Q4_K_M".
+        tools: The program's folder.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; its output has been shown.
+    """
+    result = path.with_name(f"{path.stem}-{kind}.gguf")
+    command = [str(tools / "llama-quantize"), str(path), str(result), kind]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return result
 
 
 def missing_blocks(directory: Path) -> list[str]:
@@ -97,6 +118,16 @@ def missing_blocks(directory: Path) -> list[str]:
         "ffn": any(not layer["ffn"] for layer in layers),
     }
     return [name for name, some in missing.items() if some]
+
+
+def has_fewer_heads(directory: Path, model: Path) -> bool:
+    """Whether layers of a checkpoint that have attention have fewer query heads than the model."""
+    dense, pruned = (
+        parse_config(json.loads((each / "config.json").read_text(encoding="utf-8")))
+        for each in (model, directory)
+    )
+    most = max(block.query_heads for block in dense.blocks)
+    return any(0 < block.query_heads < most for block in pruned.blocks)
 
 
 def weight_bytes(path: Path) -> int:

@@ -20,12 +20,14 @@ class Agreement:
         max_abs_logit_difference: Over all prompts and the whole vocabulary.
         parting_margin: Where a prompt's tokens part: by how much the reference prefers its token to
             the next one, the largest over all prompts. None if all tokens are the same.
+        noise: Of the reference; see `protocol.Output`.
     """
 
     same_tokens: int
     tokens: int
     max_abs_logit_difference: float
     parting_margin: float | None = None
+    noise: float | None = None
 
 
 def agreement(found: Output, reference: Output) -> Agreement:
@@ -57,6 +59,7 @@ def agreement(found: Output, reference: Output) -> Agreement:
         tokens=sum(len(tokens) for tokens in reference.tokens),
         max_abs_logit_difference=float(np.abs(found.logits - reference.logits).max()),
         parting_margin=max(partings, default=None),
+        noise=reference.noise,
     )
 
 

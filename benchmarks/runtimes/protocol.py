@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-How = Literal["plain", "trust_remote_code", "load_pretrained", "register"]
+How = Literal["plain", "trust_remote_code", "load_pretrained", "register", "Q4_K_M"]
 
 # Lines of a crashed runtime's error output that are worth keeping.
 _LAST_LINES = 3
@@ -26,7 +26,8 @@ class ModelEntry:
     Attributes:
         name: In request and answer.
         path: A checkpoint's directory, or a GGUF file.
-        how: In transformers and vLLM: with the checkpoint's own code or without.
+        how: In transformers and vLLM: with the checkpoint's own code or without; in llama.cpp: what
+            its quantiser made of the file before.
     """
 
     name: str
@@ -74,12 +75,15 @@ class Output:
         margins: By how much the logit of each token exceeds the next one; None from runtimes that
             do not say.
         text_tokens: Of the request's text; None from runtimes that read tokenizer.json.
+        noise: How far the model's own logits move, over all prompts and their continuations, if its
+            embeddings change by a millionth; None where it is not measured.
     """
 
     tokens: list[list[int]]
     logits: npt.NDArray[np.float32]
     margins: list[list[float]] | None = None
     text_tokens: list[int] | None = None
+    noise: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +200,11 @@ def read_answer(path: Path, prompts: int) -> Answer:
         else:
             logits = np.fromfile(found["logits"], "<f4").reshape(prompts, -1)
             outputs[name] = Output(
-                found["tokens"], logits, found.get("margins"), found.get("text_tokens")
+                found["tokens"],
+                logits,
+                found.get("margins"),
+                found.get("text_tokens"),
+                found.get("noise"),
             )
     speeds = {
         name: Speed(

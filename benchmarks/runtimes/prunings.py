@@ -13,10 +13,20 @@ FAMILIES = tuple(CLASS_STEMS)
 # Architectures that are not written out in the library: two of many, as examples.
 GENERIC = ("granite", "olmo2")
 MIXTURES = ("mixtral", "qwen3_moe")
+# Of the others, heads cannot be removed in layout `uniform`.
+WITH_FEWER_HEADS = tuple(name for name in FAMILIES if name not in ("opt", "gpt2", "gpt_neox"))
+IN_FP8 = tuple(name for name in FAMILIES if name not in ("opt", "gpt2", *MIXTURES))
 _HEADS: Mapping[str, Any] = {"layout": "per_layer", "structures": ["ffn_channels", "kv_groups"]}
 _EXPORTS = ["gguf", "block_configs"]
+_QUANTISED = ["gguf_q8_0", "fp8"]
 _NO_ATTENTION: Mapping[str, Any] = {"layout": "per_layer", "structures": ["attention_blocks"]}
 _BOTH = ("attention", "ffn")
+# One of three groups, or of two.
+_FEWER_HEADS: Mapping[str, Any] = {
+    "layout": "uniform",
+    "structures": ["kv_groups"],
+    "sparsity": 0.4,
+}
 # Without a pass through the model for each layer: of random weights any choice is as good.
 _FAST = {"energy": "forward"}
 # One block of each kind in six layers: those that the model has made faint.
@@ -36,12 +46,14 @@ class Pruning:
         settings: Of the job's specification, under `pruning`.
         tiny: Whether the model is a tiny random one, or else SmolLM2-135M.
         missing: Blocks that some layers must lose: "attention", "ffn".
+        shape: Of a tiny model, what differs from others of its family.
     """
 
     family: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     tiny: bool = True
     missing: tuple[str, ...] = ()
+    shape: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def structures(self) -> set[str]:
@@ -50,14 +62,20 @@ class Pruning:
 
 
 PRUNINGS: Mapping[str, Pruning] = {
-    "per_layer": Pruning("llama", {"layout": "per_layer", "exports": _EXPORTS}, tiny=False),
+    # In multiples of 32, for every matrix of `gguf_q8_0` to be in 8 bits.
+    "per_layer": Pruning(
+        "llama",
+        {"layout": "per_layer", "multiple_of": 32, "exports": [*_EXPORTS, *_QUANTISED]},
+        tiny=False,
+    ),
     # Nothing for `block_configs` to fill up.
     "per_layer_256": Pruning(
         "llama",
-        {"layout": "per_layer", "multiple_of": 256, "exports": ["block_configs"]},
+        {"layout": "per_layer", "multiple_of": 256, "exports": _EXPORTS},
         tiny=False,
     ),
-    "uniform": Pruning("llama", {"layout": "uniform", "exports": ["gguf"]}, tiny=False),
+    "uniform": Pruning("llama", {"layout": "uniform", "exports": ["gguf", "fp8"]}, tiny=False),
+    "uniform_heads": Pruning("llama", _FEWER_HEADS, tiny=False),
     # Layers of different widths and different numbers of heads.
     "per_layer_heads": Pruning("llama", {**_HEADS, "exports": ["gguf"]}, tiny=False),
     **{
@@ -70,6 +88,22 @@ PRUNINGS: Mapping[str, Pruning] = {
         for family in GENERIC
     },
     **{f"{family}_blocks": Pruning(family, _BLOCKS, missing=_BOTH) for family in FAMILIES},
+    **{f"{family}_uniform_heads": Pruning(family, _FEWER_HEADS) for family in WITH_FEWER_HEADS},
+    # Three heads do not divide 128: written as a mistral.
+    "llama_odd_heads": Pruning(
+        "llama", {**_FEWER_HEADS, "sparsity": 0.25}, shape={"num_key_value_heads": 4}
+    ),
+    **{
+        f"{family}_fp8": Pruning(family, {**_HEADS, **_FAST, "exports": ["fp8"]})
+        for family in IN_FP8
+    },
+    **{
+        f"{family}_q8_0": Pruning(
+            family,
+            {"layout": "per_layer", "multiple_of": 32, "exports": ["gguf_q8_0"], **_FAST},
+        )
+        for family in EXPORTED
+    },
     **{
         f"{family}_{name}": Pruning(family, {**settings, "exports": exports}, missing=missing)
         for family in EXPORTED
@@ -80,7 +114,13 @@ PRUNINGS: Mapping[str, Pruning] = {
             ("exported_blocks", _BLOCKS, ["block_configs"], _BOTH),
         )
     },
-    "llama_layers": Pruning("llama", {"layout": "uniform", "structures": ["layers"]}),
+    **{
+        f"{family}_layers": Pruning(
+            family, {"layout": "uniform", "structures": ["layers"]}, shape=shape
+        )
+        # MLX knows FFNs of gpt_neox that are four times as wide as the hidden states.
+        for family, shape in (("llama", {}), ("gpt2", {}), ("gpt_neox", {"intermediate_size": 512}))
+    },
     **{
         f"{family}_experts": Pruning(family, {"layout": "uniform", "structures": ["experts"]})
         for family in MIXTURES

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.runtimes.commands import Command
 from benchmarks.runtimes.comparison import Agreement, Gain, Rates
 from benchmarks.runtimes.protocol import Speed
 
-_HEADER = (
-    "| runtime | given | loads | greedy tokens as transformers | logits differ by | weights |"
-    " prefill, tokens/s | decode, tokens/s |"
-)
+_HEADER = "| runtime | given | loads | greedy tokens as transformers | logits differ by | weights |"
+_SPEED_HEADER = "| runtime | given | prefill, tokens/s | decode, tokens/s |"
 _ARROW = " → "
 
 
@@ -27,6 +26,7 @@ class Row:
         family: Of the model.
         tiny: Whether it is a tiny random one, or else SmolLM2-135M.
         missing: Blocks that some of its layers do not have: "attention", "ffn".
+        fewer_heads: Whether some of its attention heads were removed.
         calibration_tokens: That it was pruned with.
         threads: Of the runtime.
         how: With the checkpoint's own code or without.
@@ -52,6 +52,7 @@ class Row:
     family: str
     tiny: bool
     missing: Sequence[str]
+    fewer_heads: bool
     calibration_tokens: int
     threads: int
     how: str
@@ -69,20 +70,38 @@ class Row:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table."""
-    columns = _HEADER.count("|") - 1
-    return "\n".join([_HEADER, "|" + "---|" * columns, *(_line(row) for row in rows)])
+    """The table of what loaded, and how exactly it computes."""
+    return _table(_HEADER, [[*_named(row), *_loaded(row)] for row in rows])
 
 
-def _line(row: Row) -> str:
+def speeds_table(rows: Sequence[Row]) -> str:
+    """The table of speeds, dense and pruned, of the rows that were timed."""
+    return _table(_SPEED_HEADER, [[*_named(row), *_speeds(row)] for row in rows if row.gain])
+
+
+def commands_table(commands: Sequence[Command]) -> str:
+    """The commands of model cards, and how they ended."""
+    cells = [
+        [f"`{each.checkpoint}`", f"`{each.command}`", str(each.exit_code)] for each in commands
+    ]
+    return _table("| card of | command | exit code |", cells)
+
+
+def _table(header: str, rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, "|" + "---|" * (header.count("|") - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)])
+
+
+def _named(row: Row) -> list[str]:
     name = row.runtime.partition(" ")[0]  # Without the release that a case asks for.
-    cells = [f"{name} {next(iter(row.versions.values()), '')}".strip(), _given(row)]
+    return [f"{name} {next(iter(row.versions.values()), '')}".strip(), _given(row)]
+
+
+def _loaded(row: Row) -> list[str]:
     if row.error is not None:
-        cells += [f"no: {_short(row.error)}", "", "", "", "", ""]
-    else:
-        sizes = (f"{row.dense_bytes / 1e6:.0f}", f"{row.pruned_bytes / 1e6:.0f} MB")
-        cells += ["yes", *_agreement(row.agreement), _ARROW.join(sizes), *_speeds(row)]
-    return "| " + " | ".join(cells) + " |"
+        return [f"no: {_short(row.error)}", "", "", ""]
+    sizes = (f"{row.dense_bytes / 1e6:.0f}", f"{row.pruned_bytes / 1e6:.0f} MB")
+    return ["yes", *_agreement(row.agreement), _ARROW.join(sizes)]
 
 
 def _given(row: Row) -> str:
@@ -104,7 +123,8 @@ def _agreement(found: Agreement | None) -> tuple[str, str]:
     same = f"{found.same_tokens} of {found.tokens}"
     if found.parting_margin is not None:
         same += f" (near tie: {found.parting_margin:.1g})"
-    return same, f"{found.max_abs_logit_difference:.1g}"
+    noise = "" if found.noise is None else f" (own noise: {found.noise:.1g})"
+    return same, f"{found.max_abs_logit_difference:.1g}{noise}"
 
 
 def _speeds(row: Row) -> tuple[str, str]:

@@ -46,7 +46,12 @@ _FAINT = 0.05
 
 
 def ensure_tiny(
-    family: str, tokenizer_of: Path, folder: Path, *, faint_blocks: bool = False
+    family: str,
+    tokenizer_of: Path,
+    folder: Path,
+    *,
+    faint_blocks: bool = False,
+    shape: Mapping[str, Any] | None = None,
 ) -> Path:
     """The directory of a tiny model with random weights, and another model's tokenizer.
 
@@ -56,14 +61,17 @@ def ensure_tiny(
         folder: Where it is made, once.
         faint_blocks: Let the attention of layer 3 and the FFN of layer 1 add little, so that they
             are the cheapest blocks to remove.
+        shape: What differs from other models of the family, by names of config.json.
     """
-    directory = folder / f"dense_{family}{'_faint' if faint_blocks else ''}"
+    shape = shape or {}
+    details = [*(["faint"] if faint_blocks else []), *(f"{key}_{shape[key]}" for key in shape)]
+    directory = folder / "_".join(["dense", family, *details])
     if (directory / "tokenizer.json").exists():
         return directory
     names = [each.name for each in tokenizer_of.glob("tokenizer*.json")]
     config_class = CONFIG_MAPPING[family]
     vocabulary = len(AutoTokenizer.from_pretrained(tokenizer_of))
-    settings = {**_SHAPE, **_OWN.get(family, {}), "vocab_size": vocabulary}
+    settings = {**_SHAPE, **_OWN.get(family, {}), "vocab_size": vocabulary, **shape}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config_class(**settings))

@@ -1,52 +1,34 @@
-"""Log a finished job into MLflow: what was asked, what came of it, and the report as artifacts.
+"""Find what the service logged to MLflow about a job: for each size, its run and how good it is.
 
     pip install mlflow-skinny     # or all of mlflow
-    STRUCPRUNE_URL=... STRUCPRUNE_API_KEY=... MLFLOW_TRACKING_URI=... python mlflow_run.py JOB
+    MLFLOW_TRACKING_URI=... python mlflow_run.py JOB
 
-Prints the id of the MLflow run.
+Prints a line for each size: id of the run, where the model is, parameters, growth of perplexity.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Iterator
 
-import mlflow
-
-from strucprune_core.client import StrucPruneClient
-
-
-def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in section.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
 
 
-def log_job(client: StrucPruneClient, job_id: str) -> str:
-    """Log one succeeded job; the id of the run."""
-    job = client.get(job_id)
-    report = client.report(job_id)  # a JobConflict if it has not succeeded
-    settings = flat({name: job.spec[name] for name in ("model", "pruning", "calibration")})
-    figures = {
-        name: float(value)
-        for name, value in flat(job.summary or {}).items()
-        if isinstance(value, int | float)
-    }
-    with mlflow.start_run(run_name=job_id, tags=job.labels) as run:
-        mlflow.log_params({name: str(value)[:500] for name, value in settings.items()})
-        mlflow.log_metrics(figures)
-        for step, layer in enumerate(report["layers"]):
-            mlflow.log_metric("layer_width", float(layer["width_after"]), step=step)
-        mlflow.log_dict(report, "report.json")
-        mlflow.log_text(client.report_html(job_id), "report.html")
-        return str(run.info.run_id)
+def runs_of(client: MlflowClient, job_id: str) -> Iterator[Run]:
+    """The runs that have a model: that of the job, or of several sizes one each."""
+    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
+    for run in client.search_runs(everywhere, f"tags.`strucprune.job_id` = '{job_id}'"):
+        if "parameters_after" in run.data.metrics and run.info.status == "FINISHED":
+            yield run
 
 
 if __name__ == "__main__":
-    with StrucPruneClient() as connected:
-        print(log_job(connected, sys.argv[1]))
+    for found in runs_of(MlflowClient(), sys.argv[1]):
+        figures = found.data.metrics
+        print(
+            found.info.run_id,
+            found.data.tags["strucprune.output_uri"],
+            f"{figures['parameters_after']:.0f}",
+            f"{figures.get('perplexity_ratio', float('nan')):.3f}",
+        )

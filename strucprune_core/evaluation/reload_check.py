@@ -92,3 +92,4 @@ def check_same_tensors(
                 f"tensor '{name}' of the export is not the one to be written",
                 remedy="Do not use the export, and please report this.",
             )
+        del wanted, stored  # or they would stay while the next two are read

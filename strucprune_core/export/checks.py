@@ -129,6 +129,13 @@ def _check_fp8(pruning: PruningSpec, config: ModelConfig) -> None:
         )
     if any(block.names.router is not None for block in config.blocks):
         raise _refusal("fp8", pruning, "mixtures of experts")
+    if config.family == "opt":
+        raise _refusal(
+            "fp8",
+            pruning,
+            "models of family 'opt', of whose FFN transformers quantises the inputs of all tokens "
+            "together and vLLM those of each: they would compute different things",
+        )
 
 
 def possible_exports(config: ModelConfig, index: CheckpointIndex) -> list[Export]:

@@ -38,16 +38,21 @@ _LLAMAS = ("llama", "mistral")
 _IN_VLLM = tuple(name for name in _EVERY if name != "gpt_neox")  # It has no class of its own.
 _SLIDING = ("gemma2", "gemma3_text")
 # As `checks.check_shape` lets them be exported.
-_IN_FP8 = tuple(name for name in _EVERY if name not in ("gpt2", "mixtral", "qwen3_moe"))
+_IN_FP8 = tuple(name for name in _EVERY if name not in ("opt", "gpt2", "mixtral", "qwen3_moe"))
 # Families whose code in a runtime divides the hidden size by the heads, whatever `head_dim` says.
 # (Of opt, gpt2 and gpt_neox transformers does that too, so no job leaves them other heads.)
 _WIDTH_DERIVED_IN_VLLM = ("qwen2",)
-_WIDTH_DERIVED_IN_MLX = ("phi3", "mixtral")
-# opt is unknown to it. Of config.json as transformers 5 writes it, MLX does not read what qwen2 and
-# qwen3_moe need. Of gemma2 it computed other logits. See benchmarks/results/runtimes.json.
-_NOT_IN_MLX = ("opt", "qwen2", "qwen3_moe", "gemma2")
+_WIDTH_DERIVED_IN_MLX = ("qwen2", "phi3", "mixtral")
+# opt is unknown to it. Of gpt2 it asks for a key that transformers 5 does not write. Of gemma2 it
+# computed other logits. See benchmarks/results/runtimes.json.
+_NOT_IN_MLX = ("opt", "gpt2", "gemma2")
+# Without experts its config.json has not the earlier names of keys that MLX reads.
+_WITH_EXPERTS_IN_MLX = ("qwen3_moe",)
 # Families whose FFN is always four times as wide as the hidden states there.
-_FFN_DERIVED_IN_MLX = ("gpt2", "gpt_neox")
+_FFN_DERIVED_IN_MLX = ("gpt_neox",)
+HEADS = frozenset({"kv_groups", "query_heads"})
+"""Structures that leave fewer attention heads."""
+_HEADS_DIVIDE = ("opt", "gpt2", "gpt_neox")  # See above: their number stays in layout `uniform`.
 _PROMPT = "The most famous play by William Shakespeare is"
 _COMMANDS = {
     "vLLM": "vllm serve {folder}{options}",
@@ -77,6 +82,10 @@ class LoadableForm(_Part):
         default=(),
         description="Families of which a result without some attention and FFN blocks was loaded.",
     )
+    fewer_heads: tuple[str, ...] = Field(
+        default=(),
+        description="Families of which a result in layout `uniform` with fewer heads was loaded.",
+    )
     not_tried: tuple[str, ...] = Field(
         default=(), description="Families of which no result was loaded; the code is there."
     )
@@ -105,7 +114,12 @@ RUNTIMES: tuple[Runtime, ...] = (
     Runtime(
         name="transformers",
         loads=(
-            LoadableForm(form="uniform", families=_EVERY, note="the family's own classes"),
+            LoadableForm(
+                form="uniform",
+                families=_EVERY,
+                note="the family's own classes",
+                fewer_heads=_others(_EVERY, _HEADS_DIVIDE),
+            ),
             LoadableForm(
                 form="per_layer",
                 families=tuple(name for name in _EVERY if name not in _SLIDING),
@@ -136,7 +150,6 @@ RUNTIMES: tuple[Runtime, ...] = (
                 form="fp8",
                 families=_IN_FP8,
                 note="with compressed-tensors installed; per_layer as the checkpoint itself",
-                not_tried=_IN_FP8,
             ),
         ),
     ),
@@ -144,7 +157,10 @@ RUNTIMES: tuple[Runtime, ...] = (
         name="vLLM",
         loads=(
             LoadableForm(
-                form="uniform", families=_others(_EVERY, _WIDTH_DERIVED_IN_VLLM), note="as it is"
+                form="uniform",
+                families=_others(_EVERY, _WIDTH_DERIVED_IN_VLLM),
+                note="as it is",
+                fewer_heads=_others(_EVERY, (*_WIDTH_DERIVED_IN_VLLM, *_HEADS_DIVIDE)),
             ),
             LoadableForm(
                 form="uniform", families=_WIDTH_DERIVED_IN_VLLM, note="as it is", full_heads=True
@@ -166,7 +182,6 @@ RUNTIMES: tuple[Runtime, ...] = (
                 form="fp8",
                 families=_others(_IN_FP8, ("gpt_neox",)),
                 note="as the checkpoint itself",
-                not_tried=_others(_IN_FP8, ("gpt_neox",)),
             ),
         ),
     ),
@@ -174,7 +189,7 @@ RUNTIMES: tuple[Runtime, ...] = (
         name="llama.cpp",
         loads=(
             LoadableForm(form="gguf", families=_LLAMAS, note="as it is", without_blocks=_LLAMAS),
-            LoadableForm(form="gguf_q8_0", families=_LLAMAS, note="as it is", not_tried=_LLAMAS),
+            LoadableForm(form="gguf_q8_0", families=_LLAMAS, note="as it is"),
         ),
     ),
     Runtime(
@@ -183,16 +198,37 @@ RUNTIMES: tuple[Runtime, ...] = (
             LoadableForm(
                 form="uniform",
                 families=_others(
-                    _EVERY, (*_NOT_IN_MLX, *_WIDTH_DERIVED_IN_MLX, *_FFN_DERIVED_IN_MLX)
+                    _EVERY,
+                    (
+                        *_NOT_IN_MLX,
+                        *_WIDTH_DERIVED_IN_MLX,
+                        *_FFN_DERIVED_IN_MLX,
+                        *_WITH_EXPERTS_IN_MLX,
+                    ),
                 ),
                 note="as it is",
+                fewer_heads=_others(
+                    _EVERY,
+                    (
+                        *_NOT_IN_MLX,
+                        *_WIDTH_DERIVED_IN_MLX,
+                        *_FFN_DERIVED_IN_MLX,
+                        *_WITH_EXPERTS_IN_MLX,
+                    ),
+                ),
             ),
             LoadableForm(
                 form="uniform",
                 families=_FFN_DERIVED_IN_MLX,
                 note="as it is",
                 not_without=("ffn_channels",),
-                not_tried=_FFN_DERIVED_IN_MLX,
+            ),
+            LoadableForm(
+                form="uniform",
+                families=_WITH_EXPERTS_IN_MLX,
+                note="as it is",
+                not_without=("experts",),
+                fewer_heads=_WITH_EXPERTS_IN_MLX,
             ),
             LoadableForm(
                 form="uniform", families=_WIDTH_DERIVED_IN_MLX, note="as it is", full_heads=True
@@ -299,13 +335,13 @@ def _tried(form: LoadableForm, config: ModelConfig, pruning: PruningSpec) -> boo
     if config.family in form.not_tried:
         return False
     if form.form == "uniform":
-        return not removed & {"kv_groups", "query_heads"}
+        return config.family in form.fewer_heads or not removed & HEADS
     return config.family in form.without_blocks or not removed & {"attention_blocks", "ffn_blocks"}
 
 
 def _loses_heads(config: ModelConfig, pruning: PruningSpec) -> bool:
     """Whether heads of the result are not as wide, all together, as its hidden states."""
-    if {"kv_groups", "query_heads"}.intersection(pruning.structures):
+    if HEADS.intersection(pruning.structures):
         return True
     heads = {block.query_heads for block in config.blocks} - {0}
     return any(count * config.head_dim != config.hidden_size for count in heads)

@@ -26,6 +26,7 @@ from api import submission
 from api.jobs.rebuild import restore
 from api.jobs.record import Claim
 from api.jobs.state import JobState
+from api.request import Notifications
 from api.services import Services
 from api.settings import Settings
 from api.webhooks.delivery import NotDelivered, WebhookClient
@@ -34,6 +35,7 @@ from api.webhooks.lanes import AT_ONCE, FAILURES, PER_TENANT, Breakers, Lanes
 from api.webhooks.outbox import Subscription
 from api.webhooks.targets import Policy, WebhookNotAllowed, addresses, is_public, parse_target
 from strucprune_core.client.webhooks import InvalidSignature, sign, verify
+from strucprune_core.spec import JobSpec
 from tests.support.claims import claim_job
 from tests.support.routes import JOBS, elsewhere, submit
 
@@ -462,6 +464,45 @@ def test_a_job_is_told_about(
     assert waiting(services) == []
 
 
+def test_a_chat_is_told_in_its_own_format(
+    client: TestClient,
+    services: Services,
+    dispatcher: Dispatcher,
+    receiver: Receiver,
+    body: dict[str, Any],
+) -> None:
+    """What is around the body is the same: signature, order, retries."""
+    receiver.answers = [500]
+    wish = wishing(body, receiver, "job.running", "job.failed")
+    wish["notifications"]["format"] = "slack"
+    job = submit(client, wish)
+    claim = claim_job(services.ledger, job["id"], "w", 60)
+    assert isinstance(claim, Claim)
+    error = {"code": "x", "message": "It failed <!channel>.", "remedy": "Ask for less."}
+    services.ledger.finish(job["id"], claim.fence, JobState.FAILED, error=error)
+    until(dispatcher, lambda: len(receiver.requests) == 3)
+    model = Path(body["model"]["uri"]).name
+    about = f"`{model}` (sparsity 0.25)"
+    assert receiver.messages == [
+        *[{"text": f"{about}: running. {job['id']}"}] * 2,
+        {
+            "text": f"{about}: failed. `It failed &lt;!channel&gt;.` `Ask for less.` {job['id']}",
+        },
+    ]
+    ids = [verify(SECRET, headers, sent) for headers, sent in receiver.requests]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_requests_of_versions_without_formats_keep_their_fingerprint(body: dict[str, Any]) -> None:
+    """So that they are replayed, not refused."""
+    spec, url = JobSpec.model_validate(body), "https://example.com/"
+    plain = Notifications(webhook_url=url)
+    assert set(plain.fingerprinted()) == {"webhook_url", "events"}
+    slack = Notifications(webhook_url=url, format="slack")
+    prints = {submission.fingerprint(spec, each) for each in (None, plain, slack)}
+    assert len(prints) == 3
+
+
 @pytest.mark.parametrize("lost", [False, True], ids=["Redis stays", "Redis is lost"])
 def test_a_retried_job_is_told_about_again(
     client: TestClient,
@@ -685,7 +726,8 @@ def test_refused_at_submission(
     del services.settings.webhook_secrets["rival"]
     answer = client.post(f"{JOBS}/validate", json=wish, headers=rival)
     assert answer.json()["issues"][0]["pointer"] == "/notifications"
-    for wrong in ({"url": "x"}, {"webhook_url": "http://127.0.0.1/", "events": ["job.ended"]}):
+    local = {"webhook_url": "http://127.0.0.1/"}
+    for wrong in ({"url": "x"}, {**local, "events": ["job.ended"]}, {**local, "format": "teams"}):
         answer = client.post(JOBS, json={**body, "notifications": wrong})
         assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
     assert list(services.outbox.subscribed()) == []

@@ -11,6 +11,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from benchmarks.runtimes.cases import CASES, Runtime
+from benchmarks.runtimes.commands import PROGRAMS, Command, failures
 from benchmarks.runtimes.table import Row
 from benchmarks.runtimes.verdict import problems, proved
 from embedded.stack import ROOT
@@ -37,7 +38,7 @@ FORMS = [
 def test_what_is_said_to_load_was_loaded(runtime: str, form: LoadableForm) -> None:
     """Of architectures that are not written out, `tests.coverage` loaded each in transformers."""
     generic = set(generic_model_types())
-    loaded = proved(recorded(), runtime, form.form, blocks=False)
+    loaded = proved(recorded(), runtime, form.form)
     tried = set(form.families) - set(form.not_tried)
     assert tried - generic <= loaded
     assert not loaded & set(form.not_tried), "these were loaded, and are said not to be tried"
@@ -51,6 +52,19 @@ def test_what_is_said_to_load_was_loaded(runtime: str, form: LoadableForm) -> No
 def test_what_is_said_to_load_without_blocks_was_loaded(runtime: str, form: LoadableForm) -> None:
     loaded = proved(recorded(), runtime, form.form, blocks=True)
     assert set(form.without_blocks) == loaded & set(form.families)
+
+
+@pytest.mark.parametrize(("runtime", "form"), FORMS)
+def test_what_is_said_to_load_with_fewer_heads_was_loaded(runtime: str, form: LoadableForm) -> None:
+    loaded = proved(recorded(), runtime, form.form, heads=True)
+    assert form.form != "uniform" or set(form.fewer_heads) == loaded & set(form.families)
+
+
+def test_the_commands_of_model_cards_ran() -> None:
+    text = (ROOT / "benchmarks/results/runtimes.json").read_text(encoding="utf-8")
+    commands = TypeAdapter(list[Command]).validate_python(json.loads(text)["commands"])
+    assert {each.runtime for each in commands} == set(PROGRAMS.values())
+    assert failures(commands) == []
 
 
 def test_nothing_that_was_recorded_contradicts_the_library() -> None:

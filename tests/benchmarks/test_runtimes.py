@@ -18,12 +18,14 @@ from transformers import AutoModelForCausalLM
 from benchmarks.runtimes import environments
 from benchmarks.runtimes.__main__ import chosen_cases, sessions
 from benchmarks.runtimes.cases import CASES, Case
+from benchmarks.runtimes.checkpoints import has_fewer_heads
+from benchmarks.runtimes.commands import Command, failures, run_commands
 from benchmarks.runtimes.comparison import Agreement, Gain, Rates, agreement, gain, rates
 from benchmarks.runtimes.inside import session
 from benchmarks.runtimes.inside.hf_transformers import TransformersModel
 from benchmarks.runtimes.protocol import ModelEntry, Output, Request, Speed, Timing, ask
 from benchmarks.runtimes.prunings import PRUNINGS
-from benchmarks.runtimes.table import Row, markdown
+from benchmarks.runtimes.table import Row, commands_table, markdown, speeds_table
 from benchmarks.runtimes.verdict import LOGIT_TOLERANCE, problems, proved
 from strucprune_core.export.runtimes import RUNTIMES
 from strucprune_core.models.generic.architectures import generic_model_types
@@ -46,6 +48,7 @@ ROW = Row(
     family="llama",
     tiny=False,
     missing=(),
+    fewer_heads=False,
     calibration_tokens=512,
     threads=1,
     how="plain",
@@ -272,6 +275,7 @@ def test_tiny_models_share_a_session_of_their_runtime() -> None:
     for each in shared:
         assert len({case.runtime for case in each}) == 1
         assert len(each) == 1 or all(PRUNINGS[case.checkpoint].tiny for case in each)
+        assert len(each) == 1 or not any(case.shows_dense for case in each)
     order = [case for each in shared for case in each]
     reference = Case("transformers", "per_layer", "qwen3_blocks", "register")
     assert order.index(reference) < order.index(Case("vLLM", "per_layer", "qwen3_blocks"))
@@ -281,21 +285,25 @@ def test_what_a_row_proves() -> None:
     blocks = replace(ROW, family="mistral", missing=["attention"])
     wrong = replace(ROW, family="qwen2", agreement=Agreement(160, 160, 1.0))
     refused = replace(ROW, family="qwen3", error="no such architecture")
-    rows = [ROW, blocks, wrong, refused]
-    assert proved(rows, "MLX", "block_configs", blocks=False) == {"llama", "mistral"}
+    heads = replace(ROW, family="gemma2", fewer_heads=True)
+    rows = [ROW, blocks, wrong, refused, heads]
+    assert proved(rows, "MLX", "block_configs") == {"llama", "mistral", "gemma2"}
     assert proved(rows, "MLX", "block_configs", blocks=True) == {"mistral"}
-    assert not proved(rows, "MLX", "uniform", blocks=False)
-    assert not proved(rows, "vLLM", "block_configs", blocks=False)
+    assert proved(rows, "MLX", "block_configs", heads=True) == {"gemma2"}
+    assert not proved(rows, "MLX", "uniform")
+    assert not proved(rows, "vLLM", "block_configs")
 
 
 def test_the_table_has_a_line_for_each_row() -> None:
     broken = replace(ROW, form="per_layer", error="ValueError: a | b\n" + "long " * 99, gain=None)
     lines = markdown([ROW, broken]).splitlines()
-    assert {line.count("|") for line in lines} == {9}
+    assert {line.count("|") for line in lines} == {7}
     assert lines[2] == (
-        "| MLX 0.32.0 | `block_configs` | yes | 160 of 160 | 2e-05 | 538 → 467 MB "
-        "| 100 → 125 (1.25x) | 10.0 → 12.0 (1.20x) |"
+        "| MLX 0.32.0 | `block_configs` | yes | 160 of 160 | 2e-05 | 538 → 467 MB |"
     )
+    assert speeds_table([ROW, broken]).splitlines()[2:] == [
+        "| MLX 0.32.0 | `block_configs` | 100 → 125 (1.25x) | 10.0 → 12.0 (1.20x) |"
+    ]
     assert "no: ValueError: a / b long" in lines[3]
     tie = replace(ROW, agreement=Agreement(140, 160, 2e-5, 0.001))
     assert "| 140 of 160 (near tie: 0.001) |" in markdown([tie])
@@ -317,9 +325,65 @@ def test_what_contradicts_the_library_is_a_problem() -> None:
         assert len(problems(wrong)) == 1
 
 
+def test_what_is_quantised_may_differ_as_its_reference_does_from_itself() -> None:
+    row = replace(ROW, form="fp8", agreement=Agreement(42, 160, 1.5, 0.4, noise=2.0))
+    assert not problems(row)
+    for wrong in (
+        replace(row, agreement=Agreement(42, 160, 2.5, 0.4, noise=2.0)),
+        replace(row, agreement=Agreement(42, 160, 1.5, 4.5, noise=2.0)),
+        replace(row, agreement=Agreement(160, 160, 0.1, noise=1e-6)),
+    ):
+        assert len(problems(wrong)) == 1
+    assert "| 2 (own noise: 2) |" in markdown([row])
+
+
+def test_fewer_bits_may_do_to_the_pruned_model_twice_what_they_do_to_the_dense_one() -> None:
+    dense = Agreement(50, 160, 3.0, 1.0)
+    row = replace(ROW, how="Q4_K_M", dense_agreement=dense, agreement=Agreement(40, 160, 5.0, 1.0))
+    assert not problems(row)
+    assert not problems(replace(row, form="gguf_q8_0", how="plain"))
+    assert len(problems(replace(row, agreement=Agreement(40, 160, 6.5, 1.0)))) == 1
+    assert len(problems(replace(row, agreement=Agreement(40, 160, 5.0, 13.0)))) == 1
+    assert len(problems(replace(row, form="gguf", how="plain"))) == 4
+    alone = replace(row, form="gguf_q8_0", how="plain", dense_agreement=None)
+    assert len(problems(alone)) == 2
+
+
+def test_commands_of_a_card_are_run_as_printed(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (
+        ("llama-cli", 'pwd; echo "$@"'),
+        ("mlx_lm.generate", "echo no such model >&2; exit 3"),
+    ):
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    (tmp_path / "README.md").write_text(
+        "With vLLM:\n\n```sh\nvllm serve .\n```\n\n```sh\nllama-cli -p 'a b'\n```\n\n"
+        "```python\nllama-cli = 1\n```\n\n```sh\nmlx_lm.generate --model .\n```\n"
+    )
+    found = run_commands("pruned", tmp_path, [programs], limit_seconds=60.0)
+    assert found == [
+        Command("llama.cpp", "pruned", "llama-cli -p 'a b'", 0, f"{tmp_path}\n-p a b"),
+        Command("MLX", "pruned", "mlx_lm.generate --model .", 3, "no such model"),
+    ]
+    assert [each[:27] for each in failures(found)] == ["MLX, card of pruned: `mlx_l"]
+    assert failures([replace(found[0], output="")])
+    assert failures([replace(found[0], exit_code=None)])
+    assert commands_table(found).splitlines()[2] == "| `pruned` | `llama-cli -p 'a b'` | 0 |"
+
+
+def test_heads_that_went_are_seen(tmp_path: Path) -> None:
+    dense, pruned = tmp_path / "dense", tmp_path / "pruned"
+    make_tiny_llama(dense)
+    assert not has_fewer_heads(dense, dense)
+    make_tiny_llama(pruned, heads=2, kv_heads=1)
+    assert has_fewer_heads(pruned, dense)
+
+
 def test_requirements_are_pinned_and_name_no_host() -> None:
     lists = sorted(environments.INSIDE.glob("*.txt"))
-    assert len(lists) == 4
+    assert len(lists) == 5
     for path in lists:
         for line in path.read_text().splitlines():
             assert "==" in line, line
@@ -349,6 +413,13 @@ def test_the_reference_is_what_transformers_generates(tmp_path: Path) -> None:
     end = greedy.index(0) if 0 in greedy else 8
     assert greedy[:end] == made[0, len(prompt) : len(prompt) + end].tolist()
     assert end > 0
+    assert ours.noise(prompt) is None
+    # Of a model whose activations are quantised, every linear module has this.
+    ours._model.lm_head.quantization_scheme = "FP8"
+    noise = ours.noise(prompt)
+    assert noise is not None
+    assert 0.0 < noise < 1e-3
+    assert noise == ours.noise(prompt)
     prefill, decode = ours.timed(prompt, 4)
     assert prefill > 0.0
     assert decode > 0.0

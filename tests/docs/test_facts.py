@@ -22,7 +22,8 @@ from benchmarks import experts
 from benchmarks.greedy import table as greed_table
 from benchmarks.load import requests_table
 from benchmarks.load_turns import turns_table
-from benchmarks.runtimes.table import Row, markdown
+from benchmarks.runtimes.commands import Command
+from benchmarks.runtimes.table import Row, commands_table, markdown, speeds_table
 from benchmarks.speed import phases_table
 from embedded.stack import ROOT
 from strucprune_core.client import StrucPruneClient
@@ -157,7 +158,14 @@ def test_the_table_of_what_loads_where_is_the_librarys() -> None:
 def test_the_table_of_runtimes_is_what_was_measured() -> None:
     result = json.loads((ROOT / "benchmarks/results/runtimes.json").read_text(encoding="utf-8"))
     rows = TypeAdapter(list[Row]).validate_python(result["rows"])
-    table = markdown([row for row in rows if not row.tiny])
+    commands = TypeAdapter(list[Command]).validate_python(result["commands"])
+    for table in (markdown([row for row in rows if not row.tiny]), commands_table(commands)):
+        assert table in read("docs/loading.md"), f"docs/loading.md has not this table:\n{table}"
+
+
+def test_the_table_of_speeds_is_what_was_measured() -> None:
+    text = (ROOT / "benchmarks/results/runtimes_speed.json").read_text(encoding="utf-8")
+    table = speeds_table(TypeAdapter(list[Row]).validate_python(json.loads(text)["rows"]))
     assert table in read("docs/loading.md"), f"docs/loading.md has not this table:\n{table}"
 
 

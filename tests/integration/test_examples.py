@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from embedded.stack import ROOT, Stack
-from strucprune_core.client import StrucPruneClient
 from tests.integration.conftest import MakeSpec
 
 pytestmark = pytest.mark.services
@@ -71,20 +70,3 @@ def test_shell_pipeline(stack: Stack, make_spec: MakeSpec, tmp_path: Path) -> No
     run(stack, str(EXAMPLES / "pipeline.sh"), str(job), str(tmp_path / "out"))
     assert (tmp_path / "out/model.safetensors").stat().st_size > 0
     assert (tmp_path / "out/strucprune.json").exists()
-
-
-def test_mlflow(
-    stack: Stack, client: StrucPruneClient, make_spec: MakeSpec, tmp_path: Path
-) -> None:
-    job = client.wait(client.submit(make_spec()).id)
-    store = (tmp_path / "mlruns").as_uri()
-    example = str(EXAMPLES / "mlflow_run.py")
-    run_id = run(
-        stack,
-        *(sys.executable, example, job.id),
-        MLFLOW_TRACKING_URI=store,
-        MLFLOW_ALLOW_FILE_STORE="true",
-        MLFLOW_DISABLE_TELEMETRY="true",
-    ).split()[-1]
-    (report,) = (tmp_path / "mlruns").rglob(f"{run_id}/artifacts/report.json")
-    assert json.loads(report.read_text(encoding="utf-8"))["layers"]

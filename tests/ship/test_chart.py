@@ -369,9 +369,11 @@ def test_the_network_is_closed_by_default(values: str) -> None:
     egress = [spec for spec in policies.values() if "Egress" in spec["policyTypes"]]
     for pod in pods(objects):
         opened = [spec for spec in egress if selects(spec["podSelector"], pod.labels)]
-        webhooks = values == "production" and pod.container["name"] == "reconciler"
+        reconciler = values == "production" and pod.container["name"] == "reconciler"
         hub = values == "production" and pod.container["name"] in ("api", "worker")
-        assert len(opened) == (1 if pod.container["name"] == "valkey" else 2) + webhooks + hub
+        # Webhooks and MLflow are policies of their own.
+        more = 2 * reconciler + hub
+        assert len(opened) == (1 if pod.container["name"] == "valkey" else 2) + more
 
 
 @pytest.mark.parametrize(
@@ -423,6 +425,59 @@ def test_webhooks_leave_from_the_reconciler_to_public_addresses() -> None:
         for item in of_kind(rendered("default"), "NetworkPolicy")
         if item["metadata"]["name"].endswith("-webhooks")
     ]
+
+
+def test_mlflow_is_reached_by_the_reconciler_with_a_token_from_a_secret() -> None:
+    by_name = {pod.container["name"]: pod for pod in pods(rendered("production"))}
+    for name, pod in by_name.items():
+        found = {each for each in pod.variables if "MLFLOW" in each}
+        expected = {
+            "STRUCPRUNE_MLFLOW_TRACKING_URI",
+            "STRUCPRUNE_MLFLOW_EXPERIMENT",
+            "MLFLOW_TRACKING_TOKEN",
+        }
+        assert found == (expected if name == "reconciler" else set())
+    secret = by_name["reconciler"].variables["MLFLOW_TRACKING_TOKEN"]["valueFrom"]["secretKeyRef"]
+    assert secret == {"name": "strucprune-mlflow", "key": "token"}
+    (policy,) = (
+        item["spec"]
+        for item in of_kind(rendered("production"), "NetworkPolicy")
+        if item["metadata"]["name"].endswith("-mlflow")
+    )
+    chosen = {name for name, pod in by_name.items() if selects(policy["podSelector"], pod.labels)}
+    assert chosen == {"reconciler"}
+    assert not [
+        item
+        for item in of_kind(rendered("default"), "NetworkPolicy")
+        if item["metadata"]["name"].endswith("-mlflow")
+    ]
+
+
+def test_mlflow_by_user_name_and_password() -> None:
+    values = {
+        "trackingUri": "http://mlflow:5000",
+        "experiment": "pruned",
+        "existingSecret": {"name": "login", "tokenKey": ""},
+    }
+    network = {"mlflow": {"to": [{"podSelector": {}}], "ports": [5000]}}
+    objects = render({"mlflow": values, "networkPolicy": network})
+    (pod,) = (pod for pod in pods(objects) if pod.container["name"] == "reconciler")
+    assert pod.variables["STRUCPRUNE_MLFLOW_EXPERIMENT"]["value"] == "pruned"
+    keys = {
+        name: entry["valueFrom"]["secretKeyRef"]["key"]
+        for name, entry in pod.variables.items()
+        if name.startswith("MLFLOW_")
+    }
+    assert keys == {
+        "MLFLOW_TRACKING_USERNAME": "username",
+        "MLFLOW_TRACKING_PASSWORD": "password",
+    }
+    (rule,) = next(
+        item["spec"]["egress"]
+        for item in of_kind(objects, "NetworkPolicy")
+        if item["metadata"]["name"].endswith("-mlflow")
+    )
+    assert rule == {"ports": [{"protocol": "TCP", "port": 5000}], "to": [{"podSelector": {}}]}
 
 
 def test_a_hub_is_reached_by_those_who_read_it_with_a_token_from_a_secret() -> None:

@@ -182,6 +182,27 @@ def test_an_image_has_all_that_it_imports(image: str, packages: str, tmp_path: P
     assert "strucprune_core.spec" in done.stdout.split()
 
 
+def test_the_api_image_can_log_to_mlflow() -> None:
+    """MLflow's client is imported only where a server is named, with what the image has."""
+    first, _, _ = _IMPORT_ALL.partition("for package in")
+    code = (
+        f"{first}from api.mlflow.server import MlflowServer\n"
+        "assert 'mlflow' not in sys.modules\n"
+        "MlflowServer('http://127.0.0.1:9')\n"
+        "import mlflow.store.artifact.mlflow_artifacts_repo\n"
+        "from mlflow.entities import Metric, Param, RunTag\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "", ",".join(forbidden_modules("api"))],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 OURS = {"api": Settings, "reconciler": Settings, "worker": WorkerSettings}

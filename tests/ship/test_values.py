@@ -58,6 +58,8 @@ def nested(path: str, value: Any) -> dict[str, Any]:
         ("tenantLimits", {"acme": 3}, ["/tenantLimits/acme", "object"]),
         ("retentionDays", 0, ["/retentionDays", "xclusive"]),
         ("webhooks.hosts", "hooks.example.com", ["/webhooks/hosts", "array"]),
+        ("mlflow.trackingUri", "mlflow", ["/mlflow/trackingUri", "https?://"]),
+        ("mlflow.trackingUri", "https://user:password@host", ["/mlflow/trackingUri"]),
         ("metrics.serviceMonitor.interval", 30, ["/metrics/serviceMonitor/interval", "string"]),
     ],
 )

@@ -42,6 +42,7 @@
 --                                            first, then age (see `stand_in_line`)
 --   NS:tenant:TENANT:reserved        zset    ID -> when the reservation of a submission ends
 --   NS:tenant:TENANT:tokens          hash    tokens, at: the rate limit's bucket
+--   NS:role:ROLE                     string  which process has it; expires
 --   NS:workers                       zset    worker -> when it was last seen
 --   NS:worker:WORKER                 hash    started_at, seen_at, and what it says of itself: host, pool,
 --                                            version, device, threads, job_id, part, phase, unit;

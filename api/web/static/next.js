@@ -8,7 +8,7 @@ import { leaf } from "./format.js";
 export function nextSteps(job, loading) {
   const folder = leaf(job.spec.output.uri_prefix) || "result";
   const several = job.summary?.sizes;
-  const fetched = `export STRUCPRUNE_URL=${location.origin}\nstrucprune jobs download ${job.id} --output ${quoted(folder)}`;
+  const fetched = `export STRUCPRUNE_URL=${location.origin}\nstrucprune jobs download ${job.id} --to ${quoted(folder)}`;
   const first = several?.find((one) => one.folder);
   const inside = several ? `${folder}/${first?.folder ?? ""}` : folder;
   return h("section", { class: "card" }, h("h2", {}, "Use the result"),

@@ -15,6 +15,10 @@ import transformers
 import strucprune_core
 from benchmarks.runtimes.inside.session import serve
 
+# Of `TransformersModel.noise`: relative, about that of a sum in float32; and how often it is tried.
+_CHANGE = 1e-6
+_DRAWS = 5
+
 # The option's name before release 4.56.
 _DTYPE = "torch_dtype" if transformers.__version__ < "4.56" else "dtype"
 
@@ -60,6 +64,22 @@ class TransformersModel:
             if len(found) == tokens:
                 return found, margins
             logits, cache = self._step(found[-1:], cache)
+
+    @torch.inference_mode()
+    def noise(self, tokens: Sequence[int]) -> float | None:
+        """See `session.Rounded`."""
+        if not any(hasattr(each, "quantization_scheme") for each in self._model.modules()):
+            return None
+        random = torch.Generator().manual_seed(0)
+
+        def change(_module: Any, _arguments: Any, values: torch.Tensor) -> torch.Tensor:
+            return values * (1 + _CHANGE * torch.randn(values.shape, generator=random))
+
+        ids = torch.tensor([list(tokens)])
+        logits = self._model(ids).logits
+        with self._model.get_input_embeddings().register_forward_hook(change):
+            moved = [self._model(ids).logits for _ in range(_DRAWS)]
+        return max(float((each - logits).abs().max()) for each in moved)
 
     def timed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
         """See `session.Model`."""

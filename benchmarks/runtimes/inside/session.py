@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,17 @@ class Model(Protocol):
 
     def timed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
         """Seconds to the first new token, and from there to the last of `1 + tokens`."""
+
+
+@runtime_checkable
+class Rounded(Protocol):
+    """A model whose logits small roundings can change: activations are quantised."""
+
+    def noise(self, tokens: Sequence[int]) -> float | None:
+        """How far logits move, at any of the tokens, if the embeddings change by a millionth.
+
+        None: its activations are not quantised.
+        """
 
 
 def serve(load: Callable[[Mapping[str, Any]], Model], versions: Mapping[str, str]) -> None:
@@ -78,9 +89,14 @@ def _answers(model: Model, request: Mapping[str, Any], logits_path: Path) -> dic
     logits.astype("<f4").tofile(logits_path)
     found = [model.greedy(prompt, request["new_tokens"]) for prompt in prompts]
     margins = [each for _, each in found if each is not None]
+    noise = None
+    if isinstance(model, Rounded):
+        texts = [[*prompt, *tokens] for prompt, (tokens, _) in zip(prompts, found, strict=True)]
+        noise = max((each for each in map(model.noise, texts) if each is not None), default=None)
     return {
         "tokens": [tokens for tokens, _ in found],
         "margins": margins or None,
+        "noise": noise,
         "logits": str(logits_path),
     }
 

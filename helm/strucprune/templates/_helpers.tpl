@@ -210,6 +210,26 @@ affinity:
 {{- end }}
 {{- end -}}
 
+{{/* What the reconciler needs to log jobs to MLflow. */}}
+{{- define "strucprune.mlflowEnv" -}}
+{{- with .Values.mlflow }}
+{{- if .trackingUri }}
+- name: STRUCPRUNE_MLFLOW_TRACKING_URI
+  value: {{ .trackingUri | quote }}
+- name: STRUCPRUNE_MLFLOW_EXPERIMENT
+  value: {{ .experiment | quote }}
+{{- with .existingSecret }}
+{{- if and .name .tokenKey }}
+{{ include "strucprune.secretEnv" (dict "name" "MLFLOW_TRACKING_TOKEN" "secret" .name "key" .tokenKey) }}
+{{- else if .name }}
+{{ include "strucprune.secretEnv" (dict "name" "MLFLOW_TRACKING_USERNAME" "secret" .name "key" .usernameKey) }}
+{{ include "strucprune.secretEnv" (dict "name" "MLFLOW_TRACKING_PASSWORD" "secret" .name "key" .passwordKey) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/*
 Liveness by the age of a local file: it needs no port, and checks the process, not what it depends on.
 Argument: the greatest age in seconds.

@@ -6,7 +6,10 @@ do not, since the kernel may drop them at any time.
 
 from __future__ import annotations
 
+from math import prod
+
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.plan.memory.forward import FP32_BYTES
 from strucprune_core.spec import GGUF_EXPORTS, QUANTISED_EXPORTS, JobSpec
 
@@ -28,14 +31,15 @@ HARNESS_BYTES = 300 * 10**6
 
 def host_terms(spec: JobSpec, config: ModelConfig) -> dict[str, int]:
     """Anonymous bytes of the process, without those on the device, by step."""
-    vocabulary = config.vocab_size * config.hidden_size
     terms = {"reading": READING_BYTES}
     if spec.pruning.exports:
+        # The largest is most often the embedding.
+        largest = max(prod(shape) for shape in expected_tensors(config).values())
         # A tensor as it is stored, rounded to 16 bits, and read back from the file to be compared.
-        terms["exports"] = vocabulary * (FP32_BYTES + 2 * FP16_BYTES)
+        terms["exports"] = largest * (FP32_BYTES + 2 * FP16_BYTES)
         if set(QUANTISED_EXPORTS) & set(spec.pruning.exports):
             # Quantised, and read again twice, in float32.
-            terms["exports"] = vocabulary * (3 * FP32_BYTES + FP16_BYTES) + CONVERTING_BYTES
+            terms["exports"] = largest * (3 * FP32_BYTES + FP16_BYTES) + CONVERTING_BYTES
         if set(GGUF_EXPORTS) & set(spec.pruning.exports):
             terms["exports"] += config.vocab_size * GGUF_TOKEN_BYTES
     if spec.judges_by_tasks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import json
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -580,7 +581,7 @@ def test_what_to_do_with_a_result_comes_first(page: Page, jobs: Jobs) -> None:
     heading = page.locator("main h2:visible").first
     assert heading.inner_text() == "Use the result"
     command = page.get_by_label("Download all files", exact=True).text_content()
-    assert f"strucprune jobs download {job_id} --output {job_id}" in (command or "")
+    assert f"strucprune jobs download {job_id} --to {job_id}" in (command or "")
     assert page.get_by_label("Load in vLLM", exact=True).text_content() == "vllm serve ."
     page.get_by_role("button", name="Copy: Load in vLLM").click()
     page.get_by_role("status").get_by_text("ed").first.wait_for()
@@ -607,7 +608,7 @@ def test_sizes_are_added_to_a_finished_job(page: Page, jobs: Jobs) -> None:
     assert sizes.input_value() == ""
     with page.expect_request("**/validate") as asked:
         sizes.fill("0.4")
-    body = asked.value.post_data_json
+    body = json.loads(asked.value.post_data or "")
     assert (body["extends"], body["pruning"]["sizes"]) == (job_id, [0.4])
     assert "sparsity" not in body["pruning"]
     assert page.get_by_role("button", name="Leave out extends").is_visible()

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from strucprune_core.checkpoint.header import parse_header
 from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.errors import InvalidCheckpoint, NumericalFailure, StrucPruneError
-from strucprune_core.evaluation.reload_check import compare_with_transformers
+from strucprune_core.evaluation.reload_check import (
+    check_same_tensors,
+    compare_with_transformers,
+)
 from strucprune_core.export.layouts import side_files
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.stored_source import StoredSource
 from strucprune_core.run import result_files
 from strucprune_core.run.artifacts import Assemble
 from strucprune_core.run.step_table import STEPS
@@ -157,3 +164,23 @@ def test_a_job_that_wrote_something_else_publishes_nothing(
         run(spec, tmp_path)
     assert caught.value.phase == "evaluating"
     assert files_of(tmp_path / "out") == {}
+
+
+def test_one_tensor_of_each_source_is_in_memory() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    counts = []
+
+    class Watched(StoredSource):
+        """Makes tensors, and counts those that are alive."""
+
+        def stored(self, name: str) -> Tensor:
+            made = torch.zeros(4)
+            alive.append(weakref.ref(made))
+            counts.append(sum(each() is not None for each in alive))
+            return made
+
+        def stored_rows(self, name: str, start: int, stop: int) -> Tensor:
+            raise AssertionError("tensors are compared whole")
+
+    check_same_tensors(Watched(), Watched(), ["a", "b", "c"], lambda done, total: None)
+    assert counts == [1, 2] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,17 @@ def test_the_estimate_knows_them(model: Path, text_file: Path, done: Path) -> No
     more = sum(estimate.export_bytes.values())
     assert estimate.workspace_bytes == plain.workspace_bytes + more
     assert host_terms(spec, facts.config)["exports"] > 512 * 64 * 4
+
+
+def test_the_memory_of_an_export_is_that_of_the_largest_tensor(
+    model: Path, text_file: Path
+) -> None:
+    spec = tiny_spec(model, text_file, Path("out"), pruning={"exports": ["block_configs"]})
+    config = inspect_model(LocalStore(model)).config
+    wide = tuple(replace(block, ffn_widths=(4096,)) for block in config.blocks)
+    vocabulary, matrix = config.vocab_size * config.hidden_size, 4096 * config.hidden_size
+    terms = [host_terms(spec, each)["exports"] for each in (config, replace(config, blocks=wide))]
+    assert terms[1] - terms[0] == 8 * (matrix - vocabulary) > 0
 
 
 def test_the_page_of_a_report_without_exports(tmp_path: Path, model: Path, text_file: Path) -> None:

@@ -157,7 +157,6 @@ def test_transformers_computes_with_the_weights_that_we_read(pruned: Path) -> No
         ("gemma2", "per_layer"),
         ("gemma3", "uniform"),
         ("phi3", "per_layer"),
-        ("opt-350m", "per_layer"),
         ("gpt_neox", "per_layer"),
         ("gpt_neox-serial", "uniform"),
     ],

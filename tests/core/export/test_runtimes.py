@@ -35,6 +35,7 @@ LLAMA: dict[str, Any] = {
     "max_position_embeddings": 2048,
 }
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 2048}
+OPT = {**LLAMA, "model_type": "opt", "ffn_dim": 192, "word_embed_proj_dim": 64}
 MIXTRAL = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
 # Exports that hold nothing but models with llama's tensors and arithmetic.
 LLAMAS_ALONE = ["gguf", "gguf_q8_0", "block_configs"]
@@ -116,7 +117,7 @@ def test_a_form_that_was_not_tried_is_named_so(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("changes", "structures", "loads"),
     [
-        ({"model_type": "qwen2"}, ["ffn_channels"], [True, True, False, False]),
+        ({"model_type": "qwen2"}, ["ffn_channels"], [True, True, False, True]),
         ({"model_type": "qwen2"}, ["kv_groups"], [True, False, False, False]),
         ({"model_type": "qwen2"}, ["ffn_channels", "query_heads"], [True, False, False, False]),
         ({"model_type": "qwen2", "head_dim": 8}, ["ffn_channels"], [True, False, False, False]),
@@ -177,18 +178,8 @@ def test_what_to_change() -> None:
     )
     heads = support(LLAMA, structures=["kv_groups"])
     assert heads["MLX"].remedy == "Use layout 'uniform'."
-    opt = {
-        "model_type": "opt",
-        "hidden_size": 64,
-        "ffn_dim": 192,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 512,
-        "word_embed_proj_dim": 64,
-        "max_position_embeddings": 2048,
-    }
-    assert support(opt)["llama.cpp"].remedy is None
-    assert support(opt)["transformers"].loads
+    assert support(OPT)["llama.cpp"].remedy is None
+    assert support(OPT)["transformers"].loads
 
 
 @pytest.mark.parametrize(
@@ -205,6 +196,7 @@ def test_what_to_change() -> None:
         ({"hidden_size": 80, "head_dim": 20}, {}, ["gguf_q8_0"]),
         (GPT2, {}, [*LLAMAS_ALONE, "fp8"]),
         (MIXTRAL, {}, [*LLAMAS_ALONE, "fp8"]),
+        (OPT, {}, [*LLAMAS_ALONE, "fp8"]),
         ({"head_dim": 32}, {}, ["block_configs"]),
         ({}, {"structures": ["kv_groups"]}, ["block_configs"]),
         ({}, {"structures": ["ffn_channels", "query_heads"]}, ["block_configs"]),

@@ -1,0 +1,1 @@
+"""Logs how jobs ended to the operator's MLflow server."""
