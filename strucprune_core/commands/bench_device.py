@@ -80,8 +80,8 @@ def bench_device(
             show_warnings(
                 [
                     f"repeated measurements differ by {table.spread:.0%}: the machine did "
-                    "something else, or its clock changed. Measure again when it is idle, or for longer "
-                    "(--seconds)."
+                    "something else, or its clock changed. Measure again when it is idle, or for "
+                    "longer (--seconds)."
                 ]
             )
 
