@@ -22,8 +22,8 @@ from strucprune_core.commands.job_options import option_of
 from strucprune_core.errors import InvalidSpec, Stopped, StrucPruneError
 from strucprune_core.report.visible_text import visible
 
-# Options of prune and evaluate that are no field of a job.
-_NOT_OF_A_JOB = ("workspace", "text")
+# Options that are no field of a job: of prune, evaluate and jobs list.
+_NOT_OF_A_JOB = ("workspace", "text", "state", "label")
 
 
 @contextmanager
@@ -97,12 +97,13 @@ def option_name(field: str) -> str:
     """
     if field in _NOT_OF_A_JOB:
         return f"--{field}"
-    path = tuple(field.strip("/").replace("/", ".").split("."))
+    dotted = field.strip("/").replace("/", ".")
+    path = tuple(dotted.split("."))
     while path:
         if option := option_of(path):
             return "MODEL" if option == "--model" else option
         path = path[:-1]  # An entry of a list: exports.0.
-    return field
+    return dotted
 
 
 def _place(error: StrucPruneError) -> str:

@@ -121,9 +121,29 @@ def test_what_a_service_refuses(several: bool, capsys: pytest.CaptureFixture[str
         assert lines == [f"error (invalid): {told[0]}"]
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "cure"),
+    [
+        (401, "unauthorized", "strucprune keys create"),
+        (403, "insufficient_scope", "strucprune keys create --scope"),
+        (404, "job_not_found", "strucprune jobs list"),
+        (404, "artifact_gone", "run the job again"),
+    ],
+)
+def test_a_refusal_has_its_cure(
+    status: int, code: str, cure: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = Problem(status=status, code=code, detail="It was refused.")
+    first, second = shown(from_problem(problem), capsys)
+    assert first == f"error ({code}): It was refused."
+    assert cure in second
+
+
 def test_names_of_fields() -> None:
     assert option_name("pruning.recover.steps") == "--recover-steps"
     assert option_name("/calibration/uri") == "--calibration"
+    assert option_name("/calibration") == "calibration"
+    assert option_name("state") == "--state"
     assert option_name("pruning.max_sparsity_by_layer.3") == "--max-sparsity-by-layer"
     assert option_name("model.uri") == "MODEL"
     assert option_name("workspace") == "--workspace"
