@@ -12,14 +12,14 @@ _MESSAGES: dict[str, str] = {
     "missing": "This is required. Add it.",
     "string_type": "It must be text. Write it in quotes.",
     "int_type": "It must be a whole number. Write it without quotes, like 4.",
-    "int_parsing": "It must be a whole number. Write it without quotes, like 4.",
+    "int_parsing": "It must be a whole number, like 4.",
     "int_parsing_size": "It must be a smaller number.",
     "int_from_float": "It must be a whole number: leave the fraction out.",
     "float_type": "It must be a number. Write it without quotes, like 0.3.",
-    "float_parsing": "It must be a number. Write it without quotes, like 0.3.",
+    "float_parsing": "It must be a number, like 0.3.",
     "finite_number": "It must be a finite number, like 0.3.",
     "bool_type": "It must be true or false. Write it without quotes.",
-    "bool_parsing": "It must be true or false. Write it without quotes.",
+    "bool_parsing": "It must be true or false.",
     "dict_type": 'It must be an object. Write names and values in braces: {{"name": "value"}}.',
     "model_type": 'It must be an object. Write names and values in braces: {{"name": "value"}}.',
     "model_attributes_type": "It must be an object. Write names and values in braces: "
@@ -66,13 +66,16 @@ def plain_message(error: Mapping[str, Any], patterns: Mapping[str, str] | None =
     return _MESSAGES[kind].format(**shown) if kind in _MESSAGES else _OTHERWISE
 
 
-def wrong_and_cure(error: Mapping[str, Any]) -> tuple[str, str | None]:
+def wrong_and_cure(
+    error: Mapping[str, Any], patterns: Mapping[str, str] | None = None
+) -> tuple[str, str | None]:
     """The same in two: what is wrong, to go on after the field's name, and the cure if it is said.
 
     Args:
         error: As of `plain_message`.
+        patterns: As of `plain_message`.
     """
-    wrong, *cure = _SENTENCES.split(plain_message(error), maxsplit=1)
+    wrong, *cure = _SENTENCES.split(plain_message(error, patterns), maxsplit=1)
     return wrong.removeprefix("It ").removesuffix("."), cure[0] if cure else None
 
 

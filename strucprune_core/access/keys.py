@@ -20,7 +20,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 Scope = Literal["jobs:read", "jobs:write", "admin"]
 USUAL_SCOPES: frozenset[Scope] = frozenset({"jobs:read", "jobs:write"})
 # Tenants are part of Redis keys.
-Tenant = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,63}$")]
+TENANT_PATTERN = r"^[A-Za-z0-9_-]{1,63}$"
+Tenant = Annotated[str, Field(pattern=TENANT_PATTERN)]
 MIN_PEPPER_LENGTH = 16
 
 # Lets secret scanners and people recognise a leaked key.

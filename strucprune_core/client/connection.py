@@ -25,7 +25,11 @@ def connection(url: str | None, api_key: str | None, verify: Any) -> dict[str, A
             remedy=f"Set {URL_VARIABLE} to a URL such as https://prune.example.com, or pass it.",
         )
     if not key:
-        raise InvalidSpec("there is no API key", remedy=f"Set {KEY_VARIABLE}, or pass a key.")
+        raise InvalidSpec(
+            "there is no API key",
+            remedy=f"Set {KEY_VARIABLE} to your key. Operators make keys with "
+            "strucprune keys create.",
+        )
     if not key.isascii() or not key.isprintable():
         # Not shown: it may be a key with a stray character.
         raise InvalidSpec("the API key has characters that no key has", remedy="Copy it again.")

@@ -64,6 +64,16 @@ class AmbiguousId(ClientError):
     usual_remedy: ClassVar[str | None] = "Give more digits of the id."
 
 
+# By code, where the service's own words do not say what to do.
+_REMEDIES = {
+    "unauthorized": "Check the key. Operators make keys with strucprune keys create.",
+    "insufficient_scope": "Use a key that has it. Operators make one with strucprune keys create "
+    "--scope.",
+    "job_not_found": "List your jobs: strucprune jobs list.",
+    "artifact_gone": "If somebody has moved the files, read them there. Else run the job again.",
+}
+
+
 class ApiProblem(ClientError):
     """The service refused a request.
 
@@ -77,7 +87,7 @@ class ApiProblem(ClientError):
         lines = [problem.detail or problem.title or f"The service answered {problem.status}"]
         if len(problem.errors) > 1:  # The detail covers a single one.
             lines += [f"  {_place(error)}{error.detail}" for error in problem.errors]
-        super().__init__("\n".join(lines))
+        super().__init__("\n".join(lines), remedy=_REMEDIES.get(problem.code))
         self.problem = problem
 
     def as_dict(self) -> dict[str, Any]:

@@ -231,8 +231,8 @@ class Worker(_Answer):
     host: str = ""
     pool: str = ""
     version: str | None = None
-    started_at: datetime
-    last_heartbeat_at: datetime
+    started_at: datetime | None = None
+    last_heartbeat_at: datetime | None = None
     device: str | None = None
     threads: int | None = None
     job_id: str | None = None

@@ -1,13 +1,26 @@
-"""`strucprune bench-device`: measures a table of times on this machine."""
+"""`strucprune bench-device`: measures a table of times on this machine, and writes it."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from strucprune_core.commands.arguments import whole_number
+from strucprune_core.commands.console import (
+    local_path,
+    progress_bar,
+    show_warnings,
+    stderr,
+    write_file,
+)
 from strucprune_core.commands.failures import failures
+from strucprune_core.errors import InvalidSpec
+
+# Beyond it, the machine probably did something else as well.
+_MOST_SPREAD = 0.15
 
 
 def bench_device(
@@ -42,9 +55,41 @@ def bench_device(
     Times products of many shapes, attention, norms and the rest, in transformers' modules, and
     writes them as a table: the file that --target-device takes. Let the machine do nothing else.
     """
-    with failures(as_json=False):
-        from strucprune_core.commands.bench import run_bench
+    import torch
 
-        run_bench(
-            output, device=device, dtype=dtype, threads=threads, largest=largest, seconds=seconds
+    from strucprune_core.evaluation.device_bench import Setup, check_setup, measure
+
+    with failures(as_json=False):
+        setup = Setup(device, dtype, threads or torch.get_num_threads(), largest, float(seconds))
+        check_setup(setup)
+        path = None if output is None else _new_file(output)
+        stderr.print(
+            f"measuring {device} in {dtype} with {setup.threads} threads; this takes about "
+            f"{seconds} s, or longer on a slow device",
+            highlight=False,
         )
+        with progress_bar() as bar:
+            task = bar.add_task("measuring", total=1.0)
+            table = measure(setup, tick=lambda share: bar.update(task, completed=share))
+        text = table.model_dump_json(indent=1) + "\n"
+        if path is None:
+            sys.stdout.write(text)
+        else:
+            write_file(path, text, "--output", new=True)
+        if table.spread > _MOST_SPREAD:
+            show_warnings(
+                [
+                    f"repeated measurements differ by {table.spread:.0%}: the machine did "
+                    "something else, or its clock changed. Measure again when it is idle, or for "
+                    "longer (--seconds)."
+                ]
+            )
+
+
+def _new_file(name: str) -> Path:
+    path = local_path(name, "--output")
+    if path.exists():
+        raise InvalidSpec(
+            f"{name} exists already", field="--output", remedy="Name another file, or remove it."
+        )
+    return path

@@ -21,10 +21,25 @@ class Shell(StrEnum):
     FISH = "fish"
 
 
+def _shell(given: str) -> Shell:
+    try:
+        return Shell(given)
+    except ValueError:
+        raise typer.BadParameter(f"'{given}' is none of {', '.join(Shell)}.") from None
+
+
 def completion(
     context: typer.Context,
     shell: Annotated[
-        Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.", show_default=False)
+        Shell,
+        typer.Argument(
+            metavar="SHELL",
+            help="bash, zsh or fish.",
+            parser=_shell,
+            autocompletion=lambda incomplete: [
+                each for each in Shell if each.startswith(incomplete)
+            ],
+        ),
     ],
 ) -> None:
     """Print a script that completes commands in a shell.

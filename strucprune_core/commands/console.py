@@ -43,6 +43,29 @@ def local_path(text: str, option: str | None = None) -> Path:
     raise InvalidSpec(f"'{text}' is not on this machine", field=option, remedy="Give a local path.")
 
 
+def write_file(path: Path, text: str, option: str, *, new: bool = False) -> None:
+    """Write a result to a file, with the text's own line ends.
+
+    Args:
+        path: Of the file.
+        text: What it holds.
+        option: What named the file.
+        new: Whether a file that is there is an error; else it is replaced.
+
+    Raises:
+        InvalidSpec: the file cannot be written.
+    """
+    try:
+        with path.open("x" if new else "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        raise InvalidSpec(
+            f"cannot write {path}: {error.strerror}",
+            field=option,
+            remedy="Check its folder and its permissions.",
+        ) from error
+
+
 def progress_bar() -> Progress:
     """A bar in a terminal, nothing elsewhere; it disappears once it is done."""
     return Progress(

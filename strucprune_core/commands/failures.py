@@ -22,6 +22,9 @@ from strucprune_core.commands.job_options import option_of
 from strucprune_core.errors import InvalidSpec, Stopped, StrucPruneError
 from strucprune_core.report.visible_text import visible
 
+# Options that are no field of a job: of prune, evaluate and jobs list.
+_NOT_OF_A_JOB = ("workspace", "text", "state", "label")
+
 
 @contextmanager
 def failures(as_json: bool) -> Iterator[None]:
@@ -92,14 +95,15 @@ def option_name(field: str) -> str:
     Args:
         field: A dotted path, "pruning.sparsity", or a JSON pointer, "/pruning/sparsity".
     """
-    if field == "workspace":
-        return "--workspace"
-    path = tuple(field.strip("/").replace("/", ".").split("."))
+    if field in _NOT_OF_A_JOB:
+        return f"--{field}"
+    dotted = field.strip("/").replace("/", ".")
+    path = tuple(dotted.split("."))
     while path:
         if option := option_of(path):
             return "MODEL" if option == "--model" else option
         path = path[:-1]  # An entry of a list: exports.0.
-    return field
+    return dotted
 
 
 def _place(error: StrucPruneError) -> str:

@@ -5,6 +5,7 @@ Plain text on purpose: it can be searched, copied, and read aloud.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,10 @@ class SectionedCommand(TyperCommand):
             with formatter.section("Examples"):
                 for line in self.epilog.splitlines():
                     formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Arguments by their names; one that may be left out is in brackets."""
+        return [re.sub(r"[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Nothing: examples stand above the options."""

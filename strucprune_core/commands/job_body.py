@@ -139,14 +139,40 @@ def parse_spec(body: dict[str, Any]) -> JobSpec:
         raise _refused(error.errors(include_url=False)) from None
 
 
+# What to give for a field that every job needs.
+_TO_GIVE: dict[Path_, str] = {
+    ("model", "uri"): "Name a directory, s3://bucket/prefix or hf://org/name.",
+    ("output", "uri_prefix"): "Name an empty directory, or s3://bucket/prefix.",
+    ("pruning", "sparsity"): "Give it a fraction, such as 0.3, or use another option that says how "
+    "much to remove: --help lists them.",
+    ("calibration", "uri"): "Name a text, or use self: text that the model writes.",
+}
+
+
+def _missing(path: Path_) -> InvalidSpec:
+    name = "MODEL" if path == ("model", "uri") else option_of(path) or ".".join(path)
+    remedy = _TO_GIVE.get(path, f"Give {name}.")
+    return InvalidSpec(f"{name} is missing", field=".".join(path), remedy=remedy)
+
+
+def _has_no_text(calibration: object) -> bool:
+    """Whether a calibration that was refused lacks the text that it reads."""
+    return (
+        isinstance(calibration, dict)
+        and calibration.get("source", "file") == "file"
+        and calibration.get("uri") is None
+    )
+
+
 def _refused(errors: Sequence[ErrorDetails]) -> InvalidSpec:
     # A name that is misspelt is both unknown and missing: the unknown one says more.
     first = min(errors, key=lambda each: each["type"] != "extra_forbidden")
     path = tuple(str(part) for part in first["loc"])
     field = ".".join(path)
+    if path == ("calibration",) and _has_no_text(first["input"]):
+        return _missing(("calibration", "uri"))
     if first["type"] == "missing":
-        name = "MODEL" if path == ("model", "uri") else option_of(path) or field
-        return InvalidSpec(f"{name} is missing", field=field, remedy=f"Give {name}.")
+        return _missing(path)
     wrong, cure = wrong_and_cure(first)
     given = first["input"]
     shown = "" if isinstance(given, dict) else f" (got {given!r})"

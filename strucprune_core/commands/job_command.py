@@ -73,7 +73,8 @@ _SPEC_OPTION = typer.Option(
     "--spec",
     metavar="FILE",
     show_default=False,
-    help="The job as JSON, as REST takes it; - reads standard input. Options go before it.",
+    help="The job as JSON, as REST takes it; - reads standard input. Options that are "
+    "given beside it take precedence.",
 )
 
 

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from strucprune_core.access.key_store import KeyStore
 from strucprune_core.access.keys import (
     MIN_PEPPER_LENGTH,
+    TENANT_PATTERN,
     USUAL_SCOPES,
     KeyRecord,
     Scope,
@@ -31,6 +32,7 @@ from strucprune_core.commands.failures import failures
 from strucprune_core.commands.help import add_command
 from strucprune_core.commands.tables import print_table
 from strucprune_core.errors import InvalidSpec
+from strucprune_core.plain_errors import wrong_and_cure
 from strucprune_core.storage.open import open_store
 
 app = typer.Typer(
@@ -47,6 +49,11 @@ StateOption = Annotated[
 ]
 
 
+# Fields of a record that the command sets, as help calls them.
+_OPTIONS = {"tenant": "TENANT", "scopes": "--scope", "name": "--name"}
+_PATTERNS = {TENANT_PATTERN: "It must be 1 to 63 characters of a-z, A-Z, 0-9, _ and -."}
+
+
 def create(
     tenant: Annotated[
         str, typer.Argument(metavar="TENANT", help="Whose jobs the key sees and makes.")
@@ -55,7 +62,8 @@ def create(
         list[str] | None,
         typer.Option(
             metavar=f"[{'|'.join(get_args(Scope))}]",
-            help="What the key may do; give it several times for more. "
+            help="What the key may do; give it several times for more. `admin` shows the workers, "
+            "with jobs of all tenants. "
             f"Default: {' and '.join(sorted(USUAL_SCOPES))}.",
         ),
     ] = None,
@@ -187,8 +195,10 @@ def _record(fields: dict[str, Any]) -> KeyRecord:
     try:
         return KeyRecord.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise InvalidSpec(first["msg"], field=str(first["loc"][0])) from None
+        first = error.errors(include_url=False)[0]
+        field = str(first["loc"][0])
+        wrong, cure = wrong_and_cure(first, _PATTERNS)
+        raise InvalidSpec(wrong, field=_OPTIONS.get(field, field), remedy=cure) from None
 
 
 def _shown(record: KeyRecord) -> dict[str, Any]:
@@ -208,6 +218,7 @@ add_command(
     create,
     "strucprune keys create search-team --name 'nightly jobs' --expires-days 90",
     "strucprune keys create dashboards --scope jobs:read",
+    "strucprune keys create operations --scope admin --name workers",
 )
 add_command(app, list_keys, "strucprune keys list --tenant search-team", name="list")
 add_command(app, revoke, "strucprune keys revoke 5d1c09a2f7b3e846")

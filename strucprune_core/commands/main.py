@@ -30,8 +30,8 @@ from strucprune_core.commands.verify import verify
 
 app = typer.Typer(
     name=PROGRAM,
-    help="Make a large language model smaller and faster: whole FFN channels and attention heads "
-    "are removed and the rest is repaired, one decoder layer in memory at a time.",
+    help="Make a large language model smaller and faster: FFN channels, attention heads, experts "
+    "or layers are removed and the rest is repaired, one decoder layer in memory at a time.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

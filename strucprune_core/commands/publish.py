@@ -38,6 +38,12 @@ def publish(
     from strucprune_core.storage.uri import parse_uri
 
     with failures(as_json), scratch_directory() as scratch:
+        if not target.startswith("hf://"):
+            raise InvalidSpec(
+                f"'{target}' is no repository of a hub",
+                field="TARGET",
+                remedy="Write it as hf://org/name.",
+            )
         try:
             place = parse_uri(target)
         except ValueError as error:

@@ -24,7 +24,7 @@ def show(result: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(result)
     else:
-        print_facts({key.replace("_", " "): _shown(key, each) for key, each in result.items()})
+        print_facts({key.replace("_", " "): shown(key, each) for key, each in result.items()})
 
 
 def print_facts(facts: Mapping[str, str]) -> None:
@@ -65,8 +65,19 @@ def print_table(
         _print(Text(text, style="bold" if at == 0 else ""))
 
 
-def _shown(key: str, value: object) -> str:
-    """A value as people read it, by what its name says."""
+def print_records(records: Sequence[Mapping[str, str]], *, right: Sequence[str] = ()) -> None:
+    """Print a line for each record, without columns that none has a value in.
+
+    Args:
+        records: At least one; all have the same names.
+        right: Names of columns that hold numbers.
+    """
+    headings = [name for name in records[0] if any(record[name] for record in records)]
+    print_table(headings, [[record[name] for name in headings] for record in records], right=right)
+
+
+def shown(key: str, value: object) -> str:
+    """A value as people read it, by the unit that its name ends with."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):

@@ -88,10 +88,14 @@ def check_setup(setup: Setup) -> None:
             "there is no CUDA device", field="--device", remedy="Use cpu, or run it on a GPU."
         )
     if setup.device not in ("cpu", "cuda"):
-        raise InvalidSpec(f"'{setup.device}' is no device", field="--device", remedy="cpu or cuda.")
+        raise InvalidSpec(
+            f"'{setup.device}' is no device", field="--device", remedy="Use cpu or cuda."
+        )
     if setup.dtype not in DTYPES:
         raise InvalidSpec(
-            f"'{setup.dtype}' is no dtype", field="--dtype", remedy=f"One of {', '.join(DTYPES)}."
+            f"'{setup.dtype}' is no dtype",
+            field="--dtype",
+            remedy=f"Use one of {', '.join(DTYPES)}.",
         )
 
 

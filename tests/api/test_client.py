@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -46,8 +47,10 @@ from strucprune_core.client import (
     calls,
 )
 from strucprune_core.client.sse import Decoder, Message
+from strucprune_core.commands.jobs.service import complete_id
 from strucprune_core.commands.main import app as cli
 from strucprune_core.errors import InvalidSpec
+from strucprune_core.run.workspace import OWNER
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.s3_settings import S3Settings
 from tests.api.conftest import PEPPER
@@ -130,7 +133,14 @@ def app(
             state_uri=f"s3://{bucket}/state",
             s3=s3,
             key_pepper=PEPPER,
-            api_keys=(ApiKey(tenant="acme", key_hmac=hash_key(keys["acme"], PEPPER)),),
+            api_keys=(
+                ApiKey(tenant="acme", key_hmac=hash_key(keys["acme"], PEPPER)),
+                ApiKey(
+                    tenant="operations",
+                    scopes=frozenset({"admin"}),
+                    key_hmac=hash_key(keys["operator"], PEPPER),
+                ),
+            ),
             allow_local_files=True,
         )
     )
@@ -298,7 +308,11 @@ def test_list_goes_over_pages(
 
 
 def test_what_a_tenant_has_of_its_limits(
-    client: StrucPruneClient, services: Services, body: dict[str, Any]
+    client: StrucPruneClient,
+    make: Make,
+    services: Services,
+    keys: dict[str, str],
+    body: dict[str, Any],
 ) -> None:
     services.ledger.note_worker("one:1", {"host": "one"})
     job = client.submit(body)
@@ -309,6 +323,16 @@ def test_what_a_tenant_has_of_its_limits(
     assert (quota.use["open_jobs"], quota.limits["open_jobs"]) == (1, None)
     with pytest.raises(NotAllowed):
         client.workers()
+    (worker,) = make(keys["operator"]).workers()
+    assert (worker.name, worker.host, worker.device) == ("one:1", "one", None)
+
+
+def test_models_are_found_by_the_beginning_of_their_uri(
+    client: StrucPruneClient, body: dict[str, Any]
+) -> None:
+    uri = body["model"]["uri"]
+    assert client.models(uri[:-1]) == [uri]
+    assert client.models(uri[:-1] + "-none") == []
 
 
 def test_a_submission_whose_answer_got_lost_is_one_job(
@@ -757,6 +781,97 @@ def test_the_beginning_of_an_id_is_enough(
     assert job_id in command("cancel", f"job_{digits}").stdout
     assert "no_such_id" in command("show", "f" * 31, code=1).stderr
     assert "too short" in command("show", "job_0", code=2).stderr
+
+
+@pytest.fixture
+def finished(
+    command: Callable[..., Result], services: Services, body: dict[str, Any]
+) -> tuple[str, str]:
+    """Id and output of a job of several sizes that has succeeded and left a workspace."""
+    body = {**body, "pruning": {"sizes": [0.25]}}
+    job_id = command("submit", "--spec", "-", text=json.dumps(body)).stdout.strip()
+    services.journal.workspace(job_id).put(OWNER, b"{}")
+    finish(services, job_id)
+    return job_id, body["output"]["uri_prefix"]
+
+
+def test_a_job_is_extended(
+    command: Callable[..., Result], services: Services, finished: tuple[str, str]
+) -> None:
+    first, output = finished
+    digits = first.removeprefix("job_")[:8]
+    further = ("extend", digits, "--size", "0.5", "--size", "0.6", "--output")
+    again = (*further, f"{output}-2", "--idempotency-key", uuid4().hex)
+    second = command(*again).stdout.strip()
+    assert command(*again).stdout.strip() == second
+    job = json.loads(command("show", second, "--json").stdout)
+    assert job["extends"] == first
+    assert job["spec"]["pruning"]["sizes"] == [0.5, 0.6]
+    assert job["spec"]["output"]["uri_prefix"] == f"{output}-2"
+    assert first in command("show", second).stdout
+    command("cancel", second)
+    # The same key is the same job, which has ended by now.
+    assert "cancelled" in command(*again, "--watch", code=1).stdout
+
+
+def test_what_cannot_be_extended(
+    command: Callable[..., Result], body: dict[str, Any], finished: tuple[str, str]
+) -> None:
+    first, output = finished
+    refused = command("extend", first, "--size", "50", "--output", f"{output}-2", code=1).stderr
+    assert "--size: a fraction between 0 and 1 is meant" in refused
+    assert "--size" in command("extend", first, "--output", output, code=2).stderr
+    waiting = elsewhere(body)
+    waiting["pruning"] = {"sizes": [0.25]}
+    job_id = command("submit", "--spec", "-", text=json.dumps(waiting)).stdout.strip()
+    refused = command("extend", job_id, "--size", "0.5", "--output", f"{output}-2", code=1).stderr
+    assert "(cannot_extend): " in refused
+    assert "only one that has succeeded can be extended" in refused
+
+
+def test_a_quota_for_people_and_programs(
+    command: Callable[..., Result], body: dict[str, Any]
+) -> None:
+    command("submit", "--spec", "-", text=json.dumps(body))
+    shown = command("quota").stdout
+    assert re.search(r"^jobs that have not ended +1 +no limit$", shown, re.MULTILINE)
+    assert re.search(r"^jobs in the list +1 +10,000$", shown, re.MULTILINE)
+    quota = json.loads(command("quota", "--json").stdout)
+    assert (quota["use"]["open_jobs"], quota["limits"]["kept_jobs"]) == (1, 10_000)
+
+
+def test_operators_see_the_workers(
+    command: Callable[..., Result],
+    services: Services,
+    keys: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refused = command("workers", code=1).stderr
+    assert "(insufficient_scope)" in refused
+    assert "strucprune keys create" in refused
+    monkeypatch.setenv("STRUCPRUNE_API_KEY", keys["operator"])
+    assert "No worker" in command("workers").stderr
+    assert json.loads(command("workers", "--json").stdout) == []
+    job_id = f"job_{uuid4().hex}"
+    services.ledger.note_worker("one:1", {"host": "one", "pool": "cpu", "version": "0.1.0"})
+    at_hand = {"job_id": job_id, "part": "help", "phase": "solving", "unit": "solve.3"}
+    services.ledger.note_worker("one:1", at_hand)
+    shown = command("workers").stdout
+    assert re.search(rf"^one:1 .* {job_id} +help +solving +solve\.3 ", shown, re.MULTILINE)
+    (worker,) = json.loads(command("workers", "--json").stdout)
+    assert (worker["name"], worker["job_id"]) == ("one:1", job_id)
+
+
+def test_ids_are_completed(
+    command: Callable[..., Result], body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = command("submit", "--spec", "-", text=json.dumps(body)).stdout.strip()
+    digits = job_id.removeprefix("job_")
+    assert complete_id("") == complete_id("jo") == complete_id(job_id[:8]) == [job_id]
+    assert complete_id(digits[:4]) == [digits]
+    assert complete_id(f"{digits[:4]}x") == []
+    monkeypatch.delenv("STRUCPRUNE_API_KEY")
+    assert complete_id("job_") == []  # No message in the middle of what is typed.
 
 
 def test_a_model_of_this_machine_is_submitted(

@@ -74,7 +74,7 @@ def _is_plain(message: str) -> None:
     [
         ([], "", "It must be an object"),
         ({**GOOD, "model": "s3://bucket/model"}, "/model", "It must be an object"),
-        ({**GOOD, "pruning": {"sparsity": "much"}}, "/pruning/sparsity", "a number. Write it"),
+        ({**GOOD, "pruning": {"sparsity": "much"}}, "/pruning/sparsity", "a number, like 0.3"),
         ({**GOOD, "pruning": {}}, "/pruning/sparsity", "This is required. Add it."),
         ({**GOOD, "runtime": {"max_workers": 1.5}}, "/runtime/max_workers", "leave the fraction"),
         ({**GOOD, "runtime": {"device": "gpu"}}, "/runtime/device", "one of these: 'auto'"),

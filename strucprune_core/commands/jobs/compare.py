@@ -18,19 +18,23 @@ from strucprune_core.commands.console import (
     print_json,
     show_warnings,
     stderr,
+    write_file,
 )
 from strucprune_core.commands.failures import failures
 from strucprune_core.commands.jobs.compared import Result, perplexities_compare, results_of
-from strucprune_core.commands.jobs.service import UrlOption, connect
-from strucprune_core.commands.tables import print_table
-from strucprune_core.errors import InvalidSpec
+from strucprune_core.commands.jobs.service import UrlOption, complete_id, connect
+from strucprune_core.commands.tables import print_records
 from strucprune_core.storage.uri import short_name
 
 
 def compare_jobs(
     jobs: Annotated[
         list[str],
-        typer.Argument(metavar="JOB...", help="Ids of succeeded jobs, or their beginnings."),
+        typer.Argument(
+            metavar="JOB",
+            help="Ids of succeeded jobs, or their beginnings.",
+            autocompletion=complete_id,
+        ),
     ],
     csv_file: Annotated[
         str | None,
@@ -83,9 +87,12 @@ def show_results(results: Sequence[Result]) -> None:
         }
         for each in results
     ]
-    headings = [name for name in rows[0] if any(row[name] for row in rows)] if rows else ["job"]
-    right = [name for name in headings if name not in ("job", "size", "model")]
-    print_table(headings, [[row[name] for name in headings] for row in rows], right=right)
+    if rows:
+        print_records(
+            rows, right=[name for name in rows[0] if name not in ("job", "size", "model")]
+        )
+    else:
+        stderr.print("None of these jobs has published a result.")
 
 
 def _number(value: float | None) -> str:
@@ -106,12 +113,5 @@ def _write_csv(results: Sequence[Result], name: str) -> None:
         sys.stdout.write(text.getvalue())
         return
     path = local_path(name, "--csv")
-    try:
-        path.write_text(text.getvalue(), encoding="utf-8", newline="")
-    except OSError as error:
-        raise InvalidSpec(
-            f"cannot write {name}: {error.strerror}",
-            field="--csv",
-            remedy="Check its folder and its permissions.",
-        ) from error
+    write_file(path, text.getvalue(), "--csv")
     stderr.print(f"{len(results)} results in {path}", markup=False, highlight=False, soft_wrap=True)

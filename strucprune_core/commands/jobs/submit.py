@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
 
-from strucprune_core.commands.console import EXIT_FAILED, JsonOption, print_json, stderr
+from strucprune_core.commands.console import EXIT_FAILED, JsonOption, print_json
 from strucprune_core.commands.estimate_table import show_estimate
 from strucprune_core.commands.failures import failures, option_name, show_problem
 from strucprune_core.commands.job_command import JobBody, takes_job
-from strucprune_core.commands.jobs.service import UrlOption, connect
+from strucprune_core.commands.jobs.service import (
+    IdempotencyOption,
+    UrlOption,
+    WatchOption,
+    connect,
+)
 from strucprune_core.commands.jobs.upload import note_on_uploads, ready_job
-from strucprune_core.commands.jobs.view import print_job
-from strucprune_core.commands.jobs.watch import watch_job
+from strucprune_core.commands.jobs.watch import show_submitted
 from strucprune_core.commands.tables import print_facts
 
 
 @takes_job(service=True)
 def submit(
     body: JobBody,
-    watch: Annotated[bool, typer.Option("--watch", help="Then watch it until it ends.")] = False,
+    watch: WatchOption = False,
     validate: Annotated[
         bool, typer.Option("--validate", help="Only say what is wrong or what it would cost.")
     ] = False,
-    idempotency_key: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="Repeating it with the same job makes no second job."),
-    ] = None,
+    idempotency_key: IdempotencyOption = None,
     upload_to: Annotated[
         str | None,
         typer.Option(
@@ -56,14 +56,7 @@ def submit(
                 raise typer.Exit(0 if verdict.valid else EXIT_FAILED)
             ready = ready_job(client, job_body, upload_to)
             job = client.submit(ready, idempotency_key=idempotency_key)
-        if watch:
-            if not as_json:
-                stderr.print(f"submitted {job.id}", highlight=False)
-            watch_job(job.id, url, as_json)
-        elif as_json:
-            print_job(job, as_json)
-        else:
-            sys.stdout.write(f"{job.id}\n")
+        show_submitted(job, watch=watch, url=url, as_json=as_json)
 
 
 def _show(verdict: dict[str, Any], as_json: bool) -> None:

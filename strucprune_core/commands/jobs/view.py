@@ -48,6 +48,8 @@ def _about(job: Job) -> dict[str, str]:
         "output": job.spec["output"]["uri_prefix"],
         "created": time_of(job.created_at),
     }
+    if job.extends is not None:
+        facts["extends"] = job.extends
     if job.run > 1 or job.attempt > 1:
         facts["attempt"] = f"{job.attempt} of run {job.run}"
     if job.labels:

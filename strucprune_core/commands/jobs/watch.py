@@ -55,6 +55,18 @@ def watch_job(job_id: str, url: str | None, as_json: bool) -> None:
     raise typer.Exit(0 if job.state == "succeeded" else EXIT_FAILED)
 
 
+def show_submitted(job: Job, *, watch: bool, url: str | None, as_json: bool) -> None:
+    """Print the id of a new job, or watch it until it ends."""
+    if watch:
+        if not as_json:
+            stderr.print(f"submitted {job.id}", highlight=False)
+        watch_job(job.id, url, as_json)
+    elif as_json:
+        print_job(job, as_json)
+    else:
+        sys.stdout.write(f"{job.id}\n")
+
+
 class _Display:
     """Shows the states of a job, and its phases while it runs."""
 

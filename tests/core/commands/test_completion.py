@@ -54,6 +54,8 @@ def test_bash(program: Path) -> None:
     assert completed(program, "prune", "m", "--distill-s") == {"--distill-steps"}
     assert completed(program, "prune", "m", "--solver", "a") == {"admm"}
     assert completed(program, "jobs", "submit", "--export", "gguf") == {"gguf", "gguf_q8_0"}
+    assert completed(program, "completion", "z") == {"zsh"}
+    assert completed(program, "jobs", "show", "job_") == set()  # no service, and no message
     assert completed(program, "prune", "./so") == set()  # left to bash, which knows the files
 
 
@@ -71,4 +73,4 @@ def test_other_shells(shell: str, words: str) -> None:
 def test_no_such_shell() -> None:
     done = call("completion", "dos")
     assert done.exit_code == 2
-    assert "bash" in done.stderr
+    assert "'dos' is none of bash, zsh, fish." in done.stderr

@@ -36,12 +36,12 @@ def shown(error: StrucPruneError, capsys: pytest.CaptureFixture[str]) -> list[st
         (
             "pruning",
             {"sparsity": "much"},
-            ["--sparsity: must be a number (got 'much').", "Write it without quotes, like 0.3."],
+            ["--sparsity: must be a number, like 0.3 (got 'much')."],
         ),
         (
             "pruning",
             {"rounds": "two"},
-            ["--rounds: must be a whole number (got 'two').", "Write it without quotes, like 4."],
+            ["--rounds: must be a whole number, like 4 (got 'two')."],
         ),
         ("pruning", {"rounds": 9}, ["--rounds: must be at most 8 (got 9)."]),
         ("pruning", {"damping": 0.0}, ["--damping: must be greater than 0.0 (got 0.0)."]),
@@ -53,8 +53,15 @@ def shown(error: StrucPruneError, capsys: pytest.CaptureFixture[str]) -> list[st
             ["pruning.sparsty: is no field that there is", "Correct its name, or leave it out."],
         ),
         ("calibration", {"samples": 1}, ["--samples: must be at least 2 (got 1)."]),
-        ("output", {}, ["--output is missing.", "Give --output."]),
-        ("model", {}, ["MODEL is missing.", "Give MODEL."]),
+        ("output", {}, ["--output is missing.", "Name an empty directory, or s3://bucket/prefix."]),
+        ("model", {}, ["MODEL is missing.", "Name a directory, s3://"]),
+        ("calibration", {"uri": None}, ["--calibration is missing.", "Name a text, or use self"]),
+        (
+            "calibration",
+            {"uri": None, "source": "file"},
+            ["--calibration is missing.", "Name a text, or use self"],
+        ),
+        ("pruning", {"sparsity": None}, ["--sparsity is missing.", "Give it a fraction, such as"]),
         (
             "calibration",
             {"uri": "t.txt", "chat_template": True},
@@ -114,9 +121,29 @@ def test_what_a_service_refuses(several: bool, capsys: pytest.CaptureFixture[str
         assert lines == [f"error (invalid): {told[0]}"]
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "cure"),
+    [
+        (401, "unauthorized", "strucprune keys create"),
+        (403, "insufficient_scope", "strucprune keys create --scope"),
+        (404, "job_not_found", "strucprune jobs list"),
+        (404, "artifact_gone", "run the job again"),
+    ],
+)
+def test_a_refusal_has_its_cure(
+    status: int, code: str, cure: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = Problem(status=status, code=code, detail="It was refused.")
+    first, second = shown(from_problem(problem), capsys)
+    assert first == f"error ({code}): It was refused."
+    assert cure in second
+
+
 def test_names_of_fields() -> None:
     assert option_name("pruning.recover.steps") == "--recover-steps"
     assert option_name("/calibration/uri") == "--calibration"
+    assert option_name("/calibration") == "calibration"
+    assert option_name("state") == "--state"
     assert option_name("pruning.max_sparsity_by_layer.3") == "--max-sparsity-by-layer"
     assert option_name("model.uri") == "MODEL"
     assert option_name("workspace") == "--workspace"

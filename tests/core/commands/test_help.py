@@ -92,6 +92,20 @@ def test_every_option_says_what_it_takes_and_what_for(command: str) -> None:
     assert not re.search(r"<(str|int|float|list)", shown(command))
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("prune", "[MODEL]"),
+        ("jobs show", "JOB"),
+        ("jobs compare", "JOB..."),
+        ("publish", "DIR TARGET"),
+    ],
+)
+def test_arguments_are_written_as_they_are_given(command: str, arguments: str) -> None:
+    usage = shown(command).splitlines()[0]
+    assert usage == f"Usage: strucprune {command} [OPTIONS] {arguments}"
+
+
 @pytest.mark.parametrize("command", EVERY)
 def test_a_list_of_commands_cuts_no_sentence(command: str) -> None:
     group, _, name = command.rpartition(" ")

@@ -74,6 +74,7 @@ def test_refusals(strucprune: Any, hub: Hub, tiny_model: Path, tmp_path: Path) -
         (("inspect", "hf://acme/tiny"), {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
         (("publish", tmp_path, "hf://acme/small"), {}, "strucprune.json"),
         (("publish", tmp_path, "hf://small"), {}, "TARGET"),
+        (("publish", tmp_path, "s3://me/small"), {}, "Write it as hf://org/name."),
     ):
         error = strucprune(*arguments, **variables)["error"]
         assert words in f"{error['field']} {error['message']} {error['remedy']}", error

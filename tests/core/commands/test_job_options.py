@@ -200,7 +200,7 @@ def test_text_of_the_models_own() -> None:
         (("model", "uri"), "MODEL is missing"),
         (("output", "uri_prefix"), "--output is missing"),
         (("pruning", "sparsity"), "--sparsity is missing"),
-        (("calibration", "uri"), "source 'self'"),
+        (("calibration", "uri"), "--calibration is missing"),
     ],
 )
 def test_what_is_missing_is_named(left_out: tuple[str, ...], words: str) -> None:

@@ -81,8 +81,8 @@ def test_print_only_keeps_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["create", "a/b"], "tenant"),
-        (["create", "acme", "--scope", "all"], "scopes"),
+        (["create", "a/b"], "TENANT: must be 1 to 63 characters of a-z, A-Z, 0-9, _ and -."),
+        (["create", "acme", "--scope", "all"], "--scope: must be one of these: 'jobs:read', "),
         (["revoke", "0" * 16], "keys list"),
         (["revoke", "../spec"], "segment"),
     ],

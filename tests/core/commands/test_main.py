@@ -258,6 +258,11 @@ def test_a_missing_model(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["error"]["field"] == "model.uri"
 
 
+def test_a_missing_text(tmp_path: Path, tiny_model: Path) -> None:
+    shown = call("evaluate", tiny_model, "--text", tmp_path / "nothing.txt").stderr
+    assert "): --text: there is no text " in shown
+
+
 def test_an_estimate_for_people(tiny_model: Path) -> None:
     options = ("--size", "0.2", "--size", "0.5", "--export", "gguf", "--measure-speed")
     exact = result_of("estimate", tiny_model, *options)

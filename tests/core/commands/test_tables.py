@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from strucprune_core.commands.tables import print_facts, print_table, show
+from strucprune_core.commands.tables import print_facts, print_records, print_table, show
 
 ID = "job_" + "0123456789abcdef" * 2
 
@@ -29,6 +29,13 @@ def test_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_empty_table_has_its_headings(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(["id", "state"], [])
     assert capsys.readouterr().out == "id  state\n"
+
+
+def test_columns_without_a_value_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    print_records(
+        [{"id": "a", "job": "", "n": "7"}, {"id": "b", "job": "", "n": "10"}], right=["n"]
+    )
+    assert capsys.readouterr().out.splitlines() == ["id   n", "a    7", "b   10"]
 
 
 def test_facts(capsys: pytest.CaptureFixture[str]) -> None:

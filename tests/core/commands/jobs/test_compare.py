@@ -124,6 +124,15 @@ def test_csv_has_exact_numbers(tmp_path: Path) -> None:
     assert file.read_text() == call("jobs", "compare", "job_a", "job_b", "--csv", "-").stdout
 
 
+def test_nothing_was_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = report_on_sizes()
+    of_none = {**made, "sizes": made["sizes"][1:]}
+    monkeypatch.setattr(Client, "report", lambda _, job: of_none)
+    done = call("jobs", "compare", "job_b")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "None of these jobs has published a result." in done.stderr
+
+
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     done = call("jobs", "compare", "job_a", "--csv", tmp_path / "no/table.csv")
     assert done.exit_code == 2
