@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from strucprune_core.report.html.axes import Axis, linear_axis
 from strucprune_core.report.html.bars import Bars, phase_bars
 from strucprune_core.report.html.tables import Table, file_table, metric_text, phase_table
-from strucprune_core.report.html.view import flat, model_name
+from strucprune_core.report.html.view import flat, job_name, model_name
 from strucprune_core.report.numbers import (
     ABSENT,
     change,
@@ -60,6 +60,7 @@ class SizesView:
     """What the template needs apart from the report. Tables and curves of nothing have no rows."""
 
     model: str
+    name: str | None
     lead: str
     curves: Sequence[Curve]
     table: Table
@@ -76,6 +77,7 @@ def sizes_view_of(report: SizesReport) -> SizesView:
     """Compute what the template needs."""
     return SizesView(
         model=model_name(report.model.uri),
+        name=job_name(report.spec),
         lead=_lead(report),
         curves=[curve for curve in _curves(report) if len(curve.points) > 1],
         table=_table(report),
