@@ -279,10 +279,18 @@ def _known_fields(steps: Sequence[str]) -> list[str]:
     """Names of the fields in one section of a job."""
     section: type[BaseModel] = JobRequest
     for step in steps:
-        annotation = section.model_fields[step].annotation
-        kinds = (annotation, *get_args(annotation))  # a section that may be absent is a union
-        section = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
+        if step.isdecimal():  # a place in a list of sections, which the step before has named
+            continue
+        section = next(_models_in(section.model_fields[step].annotation))
     return list(section.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that an annotation holds: a section may be absent, or one of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
 
 
 def _cut(text: str, most: int) -> str:

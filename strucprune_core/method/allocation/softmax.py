@@ -103,12 +103,15 @@ def sparsities(
 
     def at(level: float) -> NDArray[np.float64]:
         """Rho with c = exp(level / T): sites of that energy and less lose all they may."""
-        return np.minimum(highest, np.exp(np.minimum((level - levels) / temperature, 0.0)))
+        exponents = np.minimum((level - levels) / temperature, 0.0)
+        # One by one: of an array, the last bit may depend on a value's place in it.
+        return np.minimum(highest, [math.exp(each) for each in exponents.tolist()])
 
     low, high = float(levels.min()) - _LOWEST_EXPONENT * temperature, float(levels.max())
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if shares @ at(middle) < sparsity:
+        # An exact sum: its rounding must not depend on the order of the sites.
+        if math.fsum(shares * at(middle)) < sparsity:
             low = middle
         else:
             high = middle
@@ -135,8 +138,8 @@ def _at_temperature(
     weights = np.array([f * each for f, each in zip(dense, parameters, strict=True)], dtype=float)
     highest = np.array([1.0 - rule.floor(f) / f for rule, f in zip(rules, dense, strict=True)])
     rho = sparsities(levels, temperature, highest, weights / weights.sum(), budget / weights.sum())
-    widths = _rounded(rho, dense, budget, rules, parameters)
-    damage = sum(
+    widths = _rounded(rho, levels, dense, budget, rules, parameters)
+    damage = math.fsum(
         energy * float(curve[: len(curve) - width].sum())
         for energy, curve, width in zip(energies, damages, widths, strict=True)
     )
@@ -145,6 +148,7 @@ def _at_temperature(
 
 def _rounded(
     rho: NDArray[np.float64],
+    levels: NDArray[np.float64],
     dense: list[int],
     budget: int,
     rules: list[WidthRule],
@@ -163,8 +167,10 @@ def _rounded(
     )
     while removed < budget:
         open_sites = [s for s in range(len(dense)) if at[s] + 1 < len(allowed[s])]
-        # How far the next step overshoots what the rule wants, relative to the site.
-        site = min(open_sites, key=lambda s: (wanted[s] - allowed[s][at[s] + 1]) / dense[s])
+        # How far the next step overshoots what the rule wants, relative to the site. Where that is
+        # the same, as at sites that are to lose next to nothing, the one of less loss goes first.
+        overshoots = {s: (wanted[s] - allowed[s][at[s] + 1]) / dense[s] for s in open_sites}
+        site = min(open_sites, key=lambda s: (overshoots[s], levels[s]))
         step = (allowed[site][at[site]] - allowed[site][at[site] + 1]) * parameters[site]
         if is_enough(removed, step, budget):
             break

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from strucprune_core.commands import figures
 from strucprune_core.commands.main import app
 from strucprune_core.errors import InvalidCheckpoint, Stopped
 from strucprune_core.evaluation.standalone import verify_checkpoint
@@ -153,7 +154,8 @@ def test_the_command(tmp_path: Path, model: Path, text_file: Path, done: Path) -
     result = command(model, text_file, tmp_path / "out", *both)
     assert result.exit_code == 0, result.output
     bytes_written = (tmp_path / "out/gguf/model.gguf").stat().st_size
-    assert f"gguf: {bytes_written:,} bytes" in result.output
+    shown = " ".join(result.output.split())
+    assert f"export gguf {figures.size(bytes_written)} in" in shown
     # The command evaluates nothing, which the card says.
     assert without_card(checkpoint_of(tmp_path / "out")) == without_card(checkpoint_of(done))
 

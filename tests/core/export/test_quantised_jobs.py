@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
 from gguf.quants import dequantize, quantize
 from typer.testing import CliRunner
 
+from strucprune_core.commands import figures
 from strucprune_core.commands.main import app
 from strucprune_core.errors import InvalidSpec, QualityCollapsed, Stopped
 from strucprune_core.evaluation.standalone import verify_checkpoint
@@ -259,4 +260,5 @@ def test_the_command(tmp_path: Path, model: Path, text_file: Path) -> None:
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "out/report.json").read_text())
     for export in report["exports"]:
-        assert f"{export['folder']}, perplexity {export['perplexity']:.3f}" in done.output
+        shown = f"{export['folder']}, perplexity {figures.number(export['perplexity'])}"
+        assert shown in done.output

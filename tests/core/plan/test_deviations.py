@@ -95,13 +95,13 @@ def test_the_command_shows_both(tiny_model: Path, text_file: Path, tmp_path: Pat
     found = result_of("estimate", tiny_model, *options)
     assert (found["sparsity_requested"], round(found["sparsity_reached"], 4)) == (0.2, 0.3333)
     shown = call("estimate", tiny_model, *options)
-    assert "sparsity reached" in shown.stdout
+    assert "33.3%, 20.0% asked" in shown.stdout
     assert "warning pruning.sparsity: 0.2 was asked for" in " ".join(shown.stderr.split())
     command = prune_command(tiny_model, text_file, tmp_path / "out", *options[2:])
     command[command.index("0.3")] = "0.2"
     pruned = call(*command)
     assert pruned.exit_code == 0
-    assert "0.3333, 0.2000 asked for" in pruned.stdout
+    assert "33.3%, 20.0% asked" in pruned.stdout
     assert "warning pruning.sparsity: 0.2 was asked for" in " ".join(pruned.stderr.split())
     refused = call("estimate", tiny_model, "--sparsity", "0.1", *options[2:])
     assert refused.exit_code == 2
