@@ -114,6 +114,7 @@ def _differences(spec: JobSpec, before: JobSpec, extends: str) -> list[CannotExt
 # Fields that a job may change of the one that it extends.
 _FREE: dict[str, Any] = {
     "runtime": True,
+    "name": True,
     "labels": True,
     "output": {"uri_prefix"},
     "pruning": {"sizes"},

@@ -129,6 +129,7 @@ def test_all_else_must_be_as_it_was(
 ) -> None:
     other = further(sized, finished, pruning={"sizes": [0.5], "solver": "admm"})
     other["calibration"] = {**sized["calibration"], "samples": 3}
+    other["name"] = "further"  # Which may differ.
     told = refusals(client, other)
     assert set(told) == {"/pruning/solver", "/calibration/samples"}
     assert "(4)" in told["/calibration/samples"]
