@@ -208,10 +208,8 @@ def show_report(console: Console, report: SizesReport) -> None:
     console.print(table)
     for place, sample in enumerate(report.sizes[0].samples):
         console.print(sample.prompt, style="bold", highlight=False, markup=False)
-        texts = [("dense", sample.same + sample.dense.token + sample.dense.rest)]
-        for each in report.sizes:
-            own = each.samples[place]
-            texts.append((each.name, own.same + own.pruned.token + own.pruned.rest))
+        texts = [("dense", sample.dense_text)]
+        texts += [(each.name, each.samples[place].pruned_text) for each in report.sizes]
         for name, text in texts:
             console.print(f"  {name:<7}{visible(text)}", highlight=False, markup=False)
     console.print(f"{sum(phase.seconds for phase in report.phases):.0f} s of work")

@@ -228,6 +228,7 @@ def _count(value: Any) -> Any:
 
 Result = Literal["checkpoint", Export]
 Pass = Literal["decode", "prefill"]
+TargetKind = Literal["parameters", "bytes", "memory_bytes", "max_perplexity_ratio", "speedup"]
 
 
 class TargetSpec(_Strict):
@@ -303,13 +304,14 @@ class TargetSpec(_Strict):
 
     @model_validator(mode="after")
     def _one_of_them(self) -> TargetSpec:
-        kinds = ("parameters", "bytes", "memory_bytes", "max_perplexity_ratio", "speedup")
-        given = [name for name in kinds if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(kinds)}")
+        if len(self._given_kinds()) != 1:
+            raise ValueError(f"give exactly one of {', '.join(get_args(TargetKind))}")
         if self.kind != "speedup" and self.of != "checkpoint" and self.bytes is None:
             raise Unfit("of belongs to bytes and speedup. Leave it out.", Mend("of", None))
         return self
+
+    def _given_kinds(self) -> list[TargetKind]:
+        return [name for name in get_args(TargetKind) if getattr(self, name) is not None]
 
     def _devices(self) -> list[str]:
         """The fields that name a device's times."""
@@ -336,17 +338,10 @@ class TargetSpec(_Strict):
         return self
 
     @property
-    def kind(
-        self,
-    ) -> Literal["parameters", "bytes", "memory_bytes", "max_perplexity_ratio", "speedup"]:
+    def kind(self) -> TargetKind:
         """Which of them is given."""
-        if self.max_perplexity_ratio is not None:
-            return "max_perplexity_ratio"
-        if self.parameters is not None:
-            return "parameters"
-        if self.speedup is not None:
-            return "speedup"
-        return "bytes" if self.bytes is not None else "memory_bytes"
+        (kind,) = self._given_kinds()
+        return kind
 
     @property
     def export(self) -> Export | None:

@@ -99,9 +99,9 @@ def _at_speedup(spec: JobSpec, facts: ModelFacts, check: Check, asked: float) ->
         return 0.0 if speed is None else speed.predicted
 
     most = _most_sparsity(spec, check)
-    reached = math.floor(predicted(spec.at(most)) * 1000) / 1000
-    if predicted(spec.at(most)) < asked:
-        target = _target(spec)
+    best = predicted(spec.at(most))
+    if best < asked:
+        target, reached = _target(spec), math.floor(best * 1000) / 1000
         raise InvalidSpec(
             f"no sparsity makes {target.of} {asked:.4g} times as fast on that device; the most "
             f"that can be reached is {reached:.3f}",
@@ -183,16 +183,7 @@ def allowed_range(spec: JobSpec, check: Check) -> tuple[float, float]:
         InvalidSpec: it allows none.
     """
     most = _most_sparsity(spec, check)
-    low, high = 0.0, most
-    for _ in range(_STEPS):
-        middle = round((low + high) / 2, _DIGITS)
-        if not low < middle < high:
-            break
-        if is_allowed(spec, middle, check):
-            high = middle
-        else:
-            low = middle
-    return high, most
+    return _least_sparsity(spec, check, most, lambda _: True), most
 
 
 def is_allowed(spec: JobSpec, sparsity: float, check: Check) -> bool:

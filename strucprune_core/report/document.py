@@ -408,6 +408,16 @@ class SampleReport(Part):
     pruned: Continuation
 
     @property
+    def dense_text(self) -> str:
+        """All that the dense model writes."""
+        return self.same + self.dense.token + self.dense.rest
+
+    @property
+    def pruned_text(self) -> str:
+        """All that the pruned model writes."""
+        return self.same + self.pruned.token + self.pruned.rest
+
+    @property
     def differs(self) -> bool:
         """Whether the models write different texts."""
         return self.dense != self.pruned

@@ -9,10 +9,13 @@ export const HOW = "#how";
 const WAYS = ["sparsity", "several_sizes", "parameters", "checkpoint_size", "memory", "perplexity", "speedup"];
 const WAY_OF = { parameters: "parameters", bytes: "checkpoint_size", memory_bytes: "memory", max_perplexity_ratio: "perplexity", speedup: "speedup" };
 
+/** The kinds of targets. */
+export const TARGETS = Object.keys(WAY_OF);
+
 /** What a job names: the value of the field `HOW`. */
 export function wayOf({ pruning }) {
   if (pruning?.sizes?.length) return "several_sizes";
-  const kind = Object.keys(WAY_OF).find((name) => pruning?.target?.[name] != null);
+  const kind = TARGETS.find((name) => pruning?.target?.[name] != null);
   return kind ? WAY_OF[kind] : "sparsity";
 }
 

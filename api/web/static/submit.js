@@ -3,7 +3,7 @@
 import { capabilities, getJob, submit, validate } from "./api.js";
 import { h, problemBox } from "./dom.js";
 import { showEstimate } from "./estimate.js";
-import { fieldOf, HOW, sections, setValue, valueAt } from "./fields.js";
+import { fieldOf, HOW, sections, setValue, TARGETS, valueAt } from "./fields.js";
 import { inheritedCard, pathOf, template } from "./inherited.js";
 import { control } from "./inputs.js";
 import { mendButtons } from "./mends.js";
@@ -137,7 +137,7 @@ export async function showSubmit(main, signal, query) {
     const { target } = body.pruning;
     // A table that came with the job that the form was filled from stays while none is chosen.
     if (target && (target.speedup == null || target.device)) delete target.device_table;
-    if (target && ["parameters", "bytes", "memory_bytes", "max_perplexity_ratio", "speedup"].every((name) => target[name] == null)) delete body.pruning.target;
+    if (target && TARGETS.every((name) => target[name] == null)) delete body.pruning.target;
     for (const part of ["model", "output", "pruning", "calibration"]) body[part] ??= {};
     return body;
   }

@@ -228,10 +228,8 @@ def _samples(report: SizesReport) -> list[Sample]:
         return []
     found = []
     for place, sample in enumerate(shown[0].samples):
-        texts = [("dense", sample.same + sample.dense.token + sample.dense.rest)]
-        for each in shown:
-            own = each.samples[place]
-            texts.append((each.name, own.same + own.pruned.token + own.pruned.rest))
+        texts = [("dense", sample.dense_text)]
+        texts += [(each.name, each.samples[place].pruned_text) for each in shown]
         found.append(Sample(sample.prompt, texts))
     return found
 
