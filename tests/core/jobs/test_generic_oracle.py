@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -67,8 +68,15 @@ def as_generic(family: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     found = find_architecture(as_stored(dense), torch.arange(3, 123).view(1, 120))
     monkeypatch.setattr(read_config, "_is_own", lambda raw: False)
     monkeypatch.setitem(table()["model_types"], family, {"architecture": as_entry(found)})
-    monkeypatch.delitem(layouts.CLASS_STEMS, family)
-    monkeypatch.delitem(modeling_strucprune.MODELS, f"strucprune_{family}")
+    # Without the key in a copy: a key taken out and put back is the last one, and others list them.
+    _without(family, layouts, "CLASS_STEMS", monkeypatch)
+    _without(f"strucprune_{family}", modeling_strucprune, "MODELS", monkeypatch)
+
+
+def _without(key: str, module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = getattr(module, name)
+    assert key in known
+    monkeypatch.setattr(module, name, {each: known[each] for each in known if each != key})
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "phi3"])
