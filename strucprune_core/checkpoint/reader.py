@@ -206,10 +206,11 @@ class TensorReader:
     def _add(self, values: Tensor, low_rank: LowRank, span: slice) -> None:
         """Add rows of a product of two matrices, in place."""
         key = (low_rank.down.name, low_rank.up.name)
-        if self._pair is None or self._pair[0] != key:
+        pair = self._pair  # Another thread may replace it at any time.
+        if pair is None or pair[0] != key:
             down, up = (_whole(low_rank.store, info) for info in (low_rank.down, low_rank.up))
-            self._pair = key, down, up
-        _, down, up = self._pair
+            pair = self._pair = key, down, up
+        _, down, up = pair
         turned = low_rank.transposed
         values.add_(low_rank_rows(down, up, low_rank.scale, span, turned=turned))
 

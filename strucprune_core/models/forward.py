@@ -103,10 +103,10 @@ def final_hidden(
     shape = (sequences, length, stream.config.hidden_size)
     hidden = temporary_array(scratch, shape)
     embed(stream, tokens, hidden)
-    for layer in range(stream.config.layers):
-        weights = stream.layer(layer)
+    for layer, weights in stream.layers(range(stream.config.layers)):
         for batch, trace in run_batches(stream, layer, weights, hidden, scratch):
             hidden[batch] = trace.hidden.cpu().numpy()
             del trace  # Not beside the next micro-batch's.
+        del weights
         tick()
     return hidden

@@ -29,6 +29,8 @@ class Tiles:
             by default.
         expert_by_expert: Whether matrices of a layer's experts are read when they are used, so that
             one expert is resident at a time. For layers in transformers' modules.
+        layers_ahead: Layers that are read, whole, before they are wanted: 0, or 1 while another one
+            computes.
     """
 
     micro_batch_tokens: int = 4096
@@ -36,8 +38,14 @@ class Tiles:
     vocabulary_rows: int = 4096
     head_tokens: int = 2048
     expert_by_expert: bool = False
+    layers_ahead: int = 0
 
     @property
     def whole_layers(self) -> bool:
         """Whether layers are resident whole."""
         return self.weight_rows is None and not self.expert_by_expert
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether a layer is read before it is wanted."""
+        return self.layers_ahead > 0 and self.whole_layers

@@ -2,8 +2,9 @@
 
 Without a limit a small layer is resident, and everything else comes in pieces of a fixed size. What
 a job holds then grows with the model's width, but not with its depth or the square of its width.
-With a limit, each step gets the largest pieces that fit, since steps follow one another. If even
-the smallest do not fit, the job is refused, and the error names the amount that suffices.
+With a limit that this exceeds, no layer is read ahead. If that is not enough, each step gets the
+largest pieces that fit, since steps follow one another. If even the smallest do not fit, the job is
+refused, and the error names the amount that suffices.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ def plan_job(spec: JobSpec, config: ModelConfig) -> Plan:
     limit, field, fixed = _limit(spec, config)
     if limit is None or plan.device_peak_bytes * MARGIN <= limit:
         return plan
+    plan = _planned(spec, config, replace(plan.tiles, layers_ahead=0), plan.panels)
+    if plan.device_peak_bytes * MARGIN <= limit:
+        return plan
     for steps, ladder in (
         (SOLVER_STEPS, _panel_ladder),
         (VOCABULARY_STEPS, _vocabulary_ladder),
@@ -116,7 +120,11 @@ def _default(spec: JobSpec, config: ModelConfig) -> Plan:
     largest = max(layer_bytes(config, layer) for layer in range(config.layers))
     resident = config.generic is not None or largest <= RESIDENT_LAYER_BYTES
     rows = None if resident else DEFAULT_PANEL_ROWS
-    tiles = Tiles(micro_batch_tokens=spec.runtime.micro_batch_tokens, weight_rows=rows)
+    tiles = Tiles(
+        micro_batch_tokens=spec.runtime.micro_batch_tokens,
+        weight_rows=rows,
+        layers_ahead=1 if resident else 0,
+    )
     widest = max(max(block.ffn_widths, default=0) for block in config.blocks)
     whole = widest <= RESIDENT_GRAM_COLUMNS or spec.pruning.solver == "admm"
     panels = Panels() if whole else Panels(panel=DEFAULT_PANEL_ROWS)

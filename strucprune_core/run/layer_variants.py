@@ -101,12 +101,12 @@ def _divergences(
 ) -> list[OfKind]:
     """Pass all variants through the model; `changed` gives a layer's variants after that layer."""
     runs: list[_Run] = []
-    for layer in range(group.start, job.config.layers):
-        weights = job.dense.layer(layer)
+    for layer, weights in job.dense.layers(range(group.start, job.config.layers)):
         solved = given(layer)
         runs = _through(job, layer, weights, solved, runs)
         if layer in group:
             runs += [_Run(layer, kind, hidden) for kind, hidden in changed(layer, weights)]
+        del weights
         job.tick(layer - group.start, job.config.layers - group.start)
     divergences = divergences_from_dense(job, last, [run.hidden for run in runs])
     return [OfKind(run.layer, run.kind, kl) for run, kl in zip(runs, divergences, strict=True)]

@@ -58,6 +58,20 @@ def resident_bytes(config: ModelConfig, layer: int, tiles: Tiles) -> int:
     return whole - experts.count * matrices_bytes(config, layer)
 
 
+def pass_bytes(config: ModelConfig, batch: Batch, tiles: Tiles) -> int:
+    """Peak while layer after layer runs, with the one that is read ahead."""
+    layers = range(config.layers)
+    running = max(forward_bytes(config, layer, batch, tiles) for layer in layers)
+    return running + ahead_bytes(config, tiles)
+
+
+def ahead_bytes(config: ModelConfig, tiles: Tiles) -> int:
+    """The layer that is read before it is wanted."""
+    if not tiles.reads_ahead:
+        return 0
+    return tiles.layers_ahead * max(layer_bytes(config, layer) for layer in range(config.layers))
+
+
 def forward_bytes(
     config: ModelConfig,
     layer: int,
