@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -109,6 +111,32 @@ def _one_line(name: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_one_line)]
+
+DEVICES = ("auto", "cpu", "cuda")
+"""The devices that have no number."""
+_NUMBERED_GPU = r"cuda:[0-9]{1,3}"
+
+
+def _device(name: str) -> str:
+    """A device that PyTorch can have."""
+    if name not in DEVICES and not re.fullmatch(_NUMBERED_GPU, name):
+        raise ValueError(
+            "It must be one of these: 'auto', 'cpu', 'cuda', or 'cuda:1' for the GPU of that "
+            "number."
+        )
+    return name
+
+
+def is_gpu(device: str) -> bool:
+    """Whether a device's name is that of a GPU, with or without its number."""
+    return device.partition(":")[0] == "cuda"
+
+
+DeviceName = Annotated[
+    str,
+    AfterValidator(_device),
+    WithJsonSchema({"type": "string", "pattern": f"^({'|'.join(DEVICES)}|{_NUMBERED_GPU})$"}),
+]
 
 Prompt = Annotated[str, Field(min_length=1, max_length=1000)]
 DEFAULT_PROMPTS: tuple[str, ...] = (
@@ -986,17 +1014,23 @@ class EvaluationSpec(_Strict):
 class RuntimeSpec(_Strict):
     """How the job runs. Device, micro-batch and memory change rounding, nothing else the result."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where tensors are computed; `auto`: a GPU if there is one."
+    device: DeviceName = Field(
+        default="auto",
+        description="Where tensors are computed: `cpu`, `cuda`, `cuda:1` for the GPU of that "
+        "number (not in a service, whose workers have one each), or `auto`: a GPU if there is one.",
     )
-    micro_batch_tokens: int = Field(
-        default=4096, ge=8, le=2**20, description="Tokens pushed through a layer at a time."
+    micro_batch_tokens: int | None = Field(
+        default=None,
+        ge=8,
+        le=2**20,
+        description="Most tokens pushed through a layer at a time; null: 4,096, or with a memory "
+        "limit what fits.",
     )
     device_memory_bytes: int | None = Field(
         default=None,
         ge=2**20,
-        description="Most bytes held on the device; on the CPU, by tensors. The job is split into "
-        "pieces that fit, or refused with the smallest amount that suffices.",
+        description="Most bytes held on the device; on the CPU, by tensors. The job runs in the "
+        "largest pieces that fit, or is refused with the smallest amount that suffices.",
     )
     host_memory_bytes: int | None = Field(
         default=None,
@@ -1024,6 +1058,11 @@ class RuntimeSpec(_Strict):
         description="How many of a service's workers may serve the job at once. Workers without a "
         "job help with layers that do not depend on each other; the result is the same.",
     )
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the job asks for a GPU, whichever."""
+        return is_gpu(self.device)
 
 
 class JobSpec(_Strict):

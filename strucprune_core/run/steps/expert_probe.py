@@ -29,7 +29,8 @@ def expert_probe(job: Job, unit: Unit, draft: Draft) -> None:
     runs = [np.asarray(job.units.array(Capture(0).probe_input)) for _ in numbers]
     for layer, weights in job.dense.layers(range(job.config.layers)):
         if experts_of(job.config, layer) is None:
-            together = pass_layer(job, job.dense, layer, weights, np.concatenate(runs))
+            together = np.concatenate(runs)
+            pass_layer(job, job.dense, layer, weights, together, together)
             runs = np.split(together, len(runs))
         else:
             runs = [
