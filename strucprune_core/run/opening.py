@@ -30,6 +30,7 @@ from strucprune_core.plan.pins import pinned_spec
 from strucprune_core.plan.search import labels
 from strucprune_core.plan.sizes import own_units
 from strucprune_core.run.context import Job
+from strucprune_core.run.device_memory import free_bytes, with_device_memory
 from strucprune_core.run.finished_units import UnitsOfSize
 from strucprune_core.run.memory_meter import MemoryMeter
 from strucprune_core.run.pins import pinned_in
@@ -56,6 +57,7 @@ class Order:
         scratch: Local directory for temporary files.
         open_store: Opens the stores that the spec names.
         task_downloads: Whether data of tasks may come from a hub.
+        takes_free_memory: Whether a job on a GPU that names no limit is limited to what is free.
     """
 
     spec: JobSpec
@@ -63,6 +65,7 @@ class Order:
     scratch: Path
     open_store: Callable[[str], Store]
     task_downloads: bool = True
+    takes_free_memory: bool = True
 
 
 @contextmanager
@@ -90,11 +93,13 @@ def opened(
         task_downloads=order.task_downloads,
     )
     spec, facts = job_facts.spec, job_facts.model
+    device = choose_device(spec.runtime.device)
+    if order.takes_free_memory:
+        spec = with_device_memory(spec, order.workspace, partial(free_bytes, device))
     order = replace(order, spec=spec)
     check_installed(spec.pruning.exports)
     workspace = _workspace(order, facts.index, texts, meter, on_upload)
     facts = _with_tokenizer(facts, spec)
-    device = choose_device(spec.runtime.device)
     settle_vector_math()
     with (
         computing_on(device),
