@@ -1019,14 +1019,18 @@ class RuntimeSpec(_Strict):
         description="Where tensors are computed: `cpu`, `cuda`, `cuda:1` for the GPU of that "
         "number (not in a service, whose workers have one each), or `auto`: a GPU if there is one.",
     )
-    micro_batch_tokens: int = Field(
-        default=4096, ge=8, le=2**20, description="Tokens pushed through a layer at a time."
+    micro_batch_tokens: int | None = Field(
+        default=None,
+        ge=8,
+        le=2**20,
+        description="Most tokens pushed through a layer at a time; null: 4,096, or with a memory "
+        "limit what fits.",
     )
     device_memory_bytes: int | None = Field(
         default=None,
         ge=2**20,
-        description="Most bytes held on the device; on the CPU, by tensors. The job is split into "
-        "pieces that fit, or refused with the smallest amount that suffices.",
+        description="Most bytes held on the device; on the CPU, by tensors. The job runs in the "
+        "largest pieces that fit, or is refused with the smallest amount that suffices.",
     )
     host_memory_bytes: int | None = Field(
         default=None,

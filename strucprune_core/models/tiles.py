@@ -17,6 +17,10 @@ MODEL_CHECK_LAYERS = 6
 """Most layers that the check of the dense model runs."""
 
 
+DEFAULT_TOKENS = 4096
+"""Tokens of a micro-batch where nothing is known of the device."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tiles:
     """Sizes that make a job fit into memory; `plan.pieces` chooses them.
@@ -29,13 +33,16 @@ class Tiles:
             by default.
         expert_by_expert: Whether matrices of a layer's experts are read when they are used, so that
             one expert is resident at a time. For layers in transformers' modules.
+        resident_tokens: Hidden states of at most so many tokens stay on the device while they pass
+            several layers. Those of more tokens are in scratch between layers.
     """
 
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: int = DEFAULT_TOKENS
     weight_rows: int | None = None
     vocabulary_rows: int = 4096
     head_tokens: int = 2048
     expert_by_expert: bool = False
+    resident_tokens: int = 0
 
     @property
     def whole_layers(self) -> bool:

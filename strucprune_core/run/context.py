@@ -6,7 +6,7 @@ What finished units say of the result is in `pruned_model`, of a site in `measur
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.method.linalg.matrices import Room
 from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.method.linalg.transfers import Transfers
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import expert_tensors, first_experts, without_experts
 from strucprune_core.models.streaming import ModelStream, WeightSource, open_stream
@@ -63,6 +64,7 @@ class Job:
         plan: The pieces in which it runs.
         rates: Of the device, by which times are predicted.
         task_downloads: Whether data of tasks may come from a hub.
+        transfers: Counts what crosses between host and device.
     """
 
     spec: JobSpec
@@ -81,6 +83,7 @@ class Job:
     plan: Plan
     rates: DeviceRates
     task_downloads: bool = True
+    transfers: Transfers = field(default_factory=Transfers)
 
     @cached_property
     def units(self) -> UnitFiles:
@@ -90,11 +93,15 @@ class Job:
     @cached_property
     def dense(self) -> ModelStream:
         """The dense model."""
-        return open_stream(self.config, self.reader, self.device, self.tiles)
+        return open_stream(
+            self.config, self.reader, self.device, self.tiles, transfers=self.transfers
+        )
 
     def stream(self, config: ModelConfig, source: WeightSource) -> ModelStream:
         """A model on the job's device, in pieces that fit."""
-        return open_stream(config, source, self.device, self.tiles, like=self.dense)
+        return open_stream(
+            config, source, self.device, self.tiles, like=self.dense, transfers=self.transfers
+        )
 
     @property
     def tiles(self) -> Tiles:
