@@ -1030,7 +1030,8 @@ class RuntimeSpec(_Strict):
         default=None,
         ge=2**20,
         description="Most bytes held on the device; on the CPU, by tensors. The job runs in the "
-        "largest pieces that fit, or is refused with the smallest amount that suffices.",
+        "largest pieces that fit, or is refused with the smallest amount that suffices. null: on a "
+        "GPU what is free there, or what the service sets for `cuda`; on the CPU no limit.",
     )
     host_memory_bytes: int | None = Field(
         default=None,

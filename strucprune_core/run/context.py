@@ -25,6 +25,7 @@ from strucprune_core.models.tiles import Tiles
 from strucprune_core.plan.blocks import most_steps, refits
 from strucprune_core.plan.graph import Unit, build_experts_graph, build_graph
 from strucprune_core.plan.pieces import Plan
+from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.plan.sites import (
     PlannedSite,
     energy_of,
@@ -32,6 +33,7 @@ from strucprune_core.plan.sites import (
     plan_sites,
     with_drafting,
 )
+from strucprune_core.plan.unit_seconds import StoredModel, unit_seconds
 from strucprune_core.run.finished_units import FinishedUnits
 from strucprune_core.run.shards import ShardPlan
 from strucprune_core.run.text_split import TextSplit
@@ -60,6 +62,7 @@ class Job:
         tick: Called at safe points with (done, total) of the unit; may raise `errors.Stopped`.
         safe_point: The same without progress.
         plan: The pieces in which it runs.
+        rates: Of the device, by which times are predicted.
         task_downloads: Whether data of tasks may come from a hub.
         transfers: Counts what crosses between host and device.
     """
@@ -78,6 +81,7 @@ class Job:
     tick: Callable[[int, int], None]
     safe_point: Callable[[], None]
     plan: Plan
+    rates: DeviceRates
     task_downloads: bool = True
     transfers: Transfers = field(default_factory=Transfers)
 
@@ -232,6 +236,18 @@ class Job:
             sites=bool(self.planned),
             refit=self.refits,
             experts=self.removes_experts,
+        )
+
+    @cached_property
+    def predicted_seconds(self) -> dict[str, float]:
+        """What each unit will take on this device, by name: see `plan.unit_seconds`."""
+        return unit_seconds(
+            self.graph,
+            self.spec,
+            self.config,
+            self.panels,
+            self.rates,
+            StoredModel.of(self.index),
         )
 
     def stored_dtype(self, name: str) -> str:
