@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from strucprune_core.errors import InvalidSpec
+from strucprune_core.models.precision import Precision
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -25,6 +29,22 @@ def choose_device(wanted: str) -> torch.device:
             remedy="Use 'auto' or 'cpu', or run where a GPU is visible.",
         )
     return torch.device("cuda" if wanted != "cpu" and available else "cpu")
+
+
+@contextlib.contextmanager
+def matrix_products_in(precision: Precision) -> Iterator[None]:
+    """Inside, a GPU computes float32 matrix products as the precision says.
+
+    In `tf32` from operands rounded to 10 bits. In `bfloat16` as well: what is float32 there
+    (logits, Gram matrices, routers) comes from activations of 7 bits. In `float32` from whole
+    operands, whatever was set before.
+    """
+    products, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    products.allow_tf32 = precision != "float32"
+    try:
+        yield
+    finally:
+        products.allow_tf32 = before
 
 
 def settle_vector_math() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from strucprune_core.models.decoder import Decoder, LayerTrace, SiteInput
 from strucprune_core.models.experts import expert_matrices
 from strucprune_core.models.generic.layer_tensors import ExpertwiseLayer, LayerTensors
 from strucprune_core.models.panels import LayerWeights, StreamedLayer
+from strucprune_core.models.precision import is_operand
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors, tensor_name
 from strucprune_core.models.tiles import Tiles
@@ -56,9 +57,12 @@ class ModelStream:
     Attributes:
         config: The shape.
         source: Tensors are read from here.
-        device: They are used here, in float32.
+        device: They are used here.
         tiles: How much of the model is resident at a time.
         modules: transformers' own modules, for a generic model (see `models.generic`).
+        dtype: Of the operands of matrix products in layers, and so of matrices on the device:
+            float32 or bfloat16. Everything else is float32: vectors, routers, hidden states between
+            layers, and what is outside the layers.
     """
 
     config: ModelConfig
@@ -66,20 +70,32 @@ class ModelStream:
     device: torch.device
     tiles: Tiles = field(default_factory=Tiles)
     modules: Modules | None = None
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def in_float32(self) -> ModelStream:
+        """The same model, of which everything is computed in float32."""
+        return replace(self, dtype=torch.float32)
+
+    def _dtype_of(self, index: int, role: str, shape: tuple[int, ...]) -> torch.dtype:
+        """What a tensor of a layer is on the device."""
+        return self.dtype if is_operand(self.config, index, role, shape) else torch.float32
 
     def layer(self, index: int) -> LayerWeights:
-        """One decoder layer's tensors by role, float32, on the device: resident if tiles allow."""
+        """One decoder layer's tensors by role, on the device: resident if tiles allow."""
         experts = expert_matrices(self.config, index) if self.tiles.expert_by_expert else None
         if self.tiles.weight_rows is None and experts is None:
             return self.whole_layer(index)
 
+        shapes = layer_tensors(self.config, index)
+
         def read(role: str, rows: tuple[int, int] | None) -> Tensor:
             name = tensor_name(self.config, index, role)
+            dtype = self._dtype_of(index, role, shapes[role])
             if rows is None:
-                return self.tensor(name)
-            return self.source.rows(name, *rows, device=self.device, dtype=torch.float32)
+                return self.source.tensor(name, device=self.device, dtype=dtype)
+            return self.source.rows(name, *rows, device=self.device, dtype=dtype)
 
-        shapes = layer_tensors(self.config, index)
         if experts is not None:
             return ExpertwiseLayer(shapes, experts, read)
         assert self.tiles.weight_rows is not None  # noqa: S101 - else the layer is whole
@@ -87,10 +103,13 @@ class ModelStream:
 
     def whole_layer(self, index: int) -> dict[str, Tensor]:
         """The same with every tensor resident, to compute gradients."""
-        return LayerTensors(
-            (role, self.tensor(tensor_name(self.config, index, role)))
-            for role in layer_tensors(self.config, index)
-        )
+
+        def read(role: str, shape: tuple[int, ...]) -> Tensor:
+            name, dtype = tensor_name(self.config, index, role), self._dtype_of(index, role, shape)
+            return self.source.tensor(name, device=self.device, dtype=dtype)
+
+        shapes = layer_tensors(self.config, index)
+        return LayerTensors((role, read(role, shape)) for role, shape in shapes.items())
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor, float32, on the device."""
@@ -124,11 +143,14 @@ class ModelStream:
         if block.is_removed:
             return LayerTrace(hidden, {})
         if self.modules is None or block.generic is None:
-            return Decoder(self.config).forward_layer(block, hidden, weights, record=record)
+            decoder = Decoder(self.config, self.dtype)
+            return decoder.forward_layer(block, hidden, weights, record=record)
         each = block.generic.feed_forwards if "ffn" in record else ()
         wanted = {feed_forward.name: feed_forward.output for feed_forward in each}
         prefix = tensor_name(self.config, layer, "")
-        run = self.modules.run_layer(layer, weights, prefix, hidden, inputs_of=wanted)
+        run = self.modules.run_layer(
+            layer, weights, prefix, hidden, inputs_of=wanted, dtype=self.dtype
+        )
         tokens = self.modules.tokens_of_rows(hidden)
         inputs = {name: SiteInput(rows, tokens) for name, rows in run.inputs.items()}
         return LayerTrace(run.hidden, inputs)
@@ -144,12 +166,14 @@ class ModelStream:
         block = self.config.blocks[layer]
         if self.modules is None or block.generic is None:
             outputs: dict[SiteKind, Tensor] = {}
-            decoder = Decoder(self.config)
+            decoder = Decoder(self.config, self.dtype)
             trace = decoder.forward_layer(block, hidden, weights, outputs)
             return trace.hidden, list(outputs.items())
         wanted = {each.name: each.output for each in block.generic.feed_forwards}
         prefix = tensor_name(self.config, layer, "")
-        run = self.modules.run_layer(layer, weights, prefix, hidden, outputs_of=wanted)
+        run = self.modules.run_layer(
+            layer, weights, prefix, hidden, outputs_of=wanted, dtype=self.dtype
+        )
         return run.hidden, [("ffn", output) for output in run.outputs.values()]
 
     def load(self, array: NDArray[np.float32]) -> Tensor:
@@ -176,6 +200,7 @@ def open_stream(
     device: torch.device,
     tiles: Tiles | None = None,
     like: ModelStream | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> ModelStream:
     """A model whose weights pass a device.
 
@@ -185,12 +210,13 @@ def open_stream(
         device: Where they are used.
         tiles: How much of it is resident at a time.
         like: The same model in other widths, whose modules are used if they are the same.
+        dtype: Of the operands of matrix products in layers.
     """
     tiles = tiles or Tiles()
     if config.generic is None:
-        return ModelStream(config, source, device, tiles)
+        return ModelStream(config, source, device, tiles, dtype=dtype)
     if like is not None and _same_modules(like.config, config):
-        return ModelStream(config, source, device, tiles, like.modules)
+        return ModelStream(config, source, device, tiles, like.modules, dtype)
     # transformers takes seconds and 100 MB to import: only here.
     from strucprune_core.models.generic.meta_parameters import skeleton
     from strucprune_core.models.generic.modules import Modules, dense_model
@@ -203,7 +229,7 @@ def open_stream(
         {config.names.embedding, config.names.head},
         device,
     )
-    return ModelStream(config, source, device, tiles, modules)
+    return ModelStream(config, source, device, tiles, modules, dtype)
 
 
 def _same_modules(one: ModelConfig, other: ModelConfig) -> bool:

@@ -29,6 +29,8 @@ class Tiles:
             by default.
         expert_by_expert: Whether matrices of a layer's experts are read when they are used, so that
             one expert is resident at a time. For layers in transformers' modules.
+        operand_bytes: What the plan counts for an operand of a layer's matrix products: see
+            `models.precision`.
     """
 
     micro_batch_tokens: int = 4096
@@ -36,6 +38,7 @@ class Tiles:
     vocabulary_rows: int = 4096
     head_tokens: int = 2048
     expert_by_expert: bool = False
+    operand_bytes: int = 4
 
     @property
     def whole_layers(self) -> bool:

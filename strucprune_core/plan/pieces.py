@@ -20,6 +20,7 @@ from strucprune_core.models.tiles import Tiles
 from strucprune_core.plan.memory.device import SOLVER_STEPS, VOCABULARY_STEPS, device_terms
 from strucprune_core.plan.memory.forward import layer_bytes
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
+from strucprune_core.plan.precision import planned_operand_bytes
 from strucprune_core.spec import JobSpec
 
 RESIDENT_LAYER_BYTES = 256 * 2**20
@@ -116,7 +117,11 @@ def _default(spec: JobSpec, config: ModelConfig) -> Plan:
     largest = max(layer_bytes(config, layer) for layer in range(config.layers))
     resident = config.generic is not None or largest <= RESIDENT_LAYER_BYTES
     rows = None if resident else DEFAULT_PANEL_ROWS
-    tiles = Tiles(micro_batch_tokens=spec.runtime.micro_batch_tokens, weight_rows=rows)
+    tiles = Tiles(
+        micro_batch_tokens=spec.runtime.micro_batch_tokens,
+        weight_rows=rows,
+        operand_bytes=planned_operand_bytes(spec),
+    )
     widest = max(max(block.ffn_widths, default=0) for block in config.blocks)
     whole = widest <= RESIDENT_GRAM_COLUMNS or spec.pruning.solver == "admm"
     panels = Panels() if whole else Panels(panel=DEFAULT_PANEL_ROWS)

@@ -18,6 +18,7 @@ from strucprune_core.method.linalg.matrices import Room
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import expert_tensors, first_experts, without_experts
+from strucprune_core.models.precision import Precision
 from strucprune_core.models.streaming import ModelStream, WeightSource, open_stream
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tiles import Tiles
@@ -31,6 +32,8 @@ from strucprune_core.plan.sites import (
     plan_sites,
     with_drafting,
 )
+from strucprune_core.report.document import Environment
+from strucprune_core.run.environment import environment_of
 from strucprune_core.run.finished_units import FinishedUnits
 from strucprune_core.run.shards import ShardPlan
 from strucprune_core.run.text_split import TextSplit
@@ -53,6 +56,9 @@ class Job:
         workspace: Finished units.
         scratch: Directory for temporary files.
         device: Where tensors visit.
+        precision: What is computed there.
+        solve_dtype: What curves and solves are computed in: float64, or float32 where a check
+            allows it (`method.linalg.matrices.Room`).
         open_store: Opens the store of a URI.
         texts: Version of each text, by the field that names it.
         fingerprint: Of the specification, the model's files and the texts.
@@ -77,6 +83,8 @@ class Job:
     safe_point: Callable[[], None]
     plan: Plan
     task_downloads: bool = True
+    precision: Precision = "float32"
+    solve_dtype: torch.dtype = torch.float64
 
     @cached_property
     def units(self) -> UnitFiles:
@@ -86,11 +94,23 @@ class Job:
     @cached_property
     def dense(self) -> ModelStream:
         """The dense model."""
-        return open_stream(self.config, self.reader, self.device, self.tiles)
+        return open_stream(self.config, self.reader, self.device, self.tiles, dtype=self.dtype)
 
     def stream(self, config: ModelConfig, source: WeightSource) -> ModelStream:
-        """A model on the job's device, in pieces that fit."""
-        return open_stream(config, source, self.device, self.tiles, like=self.dense)
+        """A model on the job's device, in pieces that fit and in the job's precision."""
+        return open_stream(
+            config, source, self.device, self.tiles, like=self.dense, dtype=self.dtype
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the operands of matrix products in layers."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    @property
+    def environment(self) -> Environment:
+        """What rounds in this process."""
+        return environment_of(self.device, self.precision, self.solve_dtype)
 
     @property
     def tiles(self) -> Tiles:

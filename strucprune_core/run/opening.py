@@ -15,7 +15,7 @@ from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import naming_field
 from strucprune_core.export.checks import check_installed, check_vocabulary
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.devices import choose_device, settle_vector_math
+from strucprune_core.models.devices import choose_device, matrix_products_in, settle_vector_math
 from strucprune_core.models.own_head import with_own_head
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import texts_behind
@@ -27,6 +27,7 @@ from strucprune_core.plan.inspection import (
 from strucprune_core.plan.memory.forward import layer_bytes
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.pins import pinned_spec
+from strucprune_core.plan.precision import precision_of
 from strucprune_core.plan.search import labels
 from strucprune_core.plan.sizes import own_units
 from strucprune_core.run.context import Job
@@ -95,10 +96,12 @@ def opened(
     workspace = _workspace(order, facts.index, texts, meter, on_upload)
     facts = _with_tokenizer(facts, spec)
     device = choose_device(spec.runtime.device)
+    precision = precision_of(spec, facts, "cuda" if device.type == "cuda" else "cpu")
     settle_vector_math()
     with (
         _read_ahead(facts.index, facts.config, order.scratch) as weights,
         MemoryMeter(device, spec.runtime.device_memory_bytes).running() as memory,
+        matrix_products_in(precision),
     ):
         with naming_field("model.uri"):
             config = with_own_head(facts.config, weights, meter.safe_point)
@@ -121,6 +124,7 @@ def opened(
                 safe_point=meter.safe_point,
                 plan=plan_job(alone, config),
                 task_downloads=order.task_downloads,
+                precision=precision,
             )
             if not size:
                 return job
