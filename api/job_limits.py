@@ -49,6 +49,20 @@ def priority_issues(spec: JobSpec | PartialJob, limits: TenantLimits) -> list[Ov
     ]
 
 
+def device_issues(spec: JobSpec | PartialJob) -> list[InvalidSpec]:
+    """What is wrong with the job's device, of which a service's workers choose the number."""
+    if ":" not in spec.runtime.device:
+        return []
+    return [
+        InvalidSpec(
+            f"a service's job cannot ask for {spec.runtime.device}: each worker has its own GPU",
+            field="runtime.device",
+            remedy="Ask for cuda, or for auto.",
+            mends=[Mend("runtime.device", "cuda")],
+        )
+    ]
+
+
 def label_issues(spec: JobSpec | PartialJob) -> list[InvalidSpec]:
     """What is wrong with the job's labels, which Redis keeps in memory as long as the job."""
     size = sum(len(name.encode()) + len(value.encode()) for name, value in spec.labels.items())

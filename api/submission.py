@@ -17,6 +17,7 @@ from api.extension import extension_issues, workspace_of
 from api.inspection.verdict import Verdict
 from api.job_limits import (
     deadline_issues,
+    device_issues,
     label_issues,
     priority_issues,
     with_deadline,
@@ -197,6 +198,7 @@ def _issues_of_limits(job: JobSpec | PartialJob, limits: TenantLimits) -> list[S
     return [
         *deadline_issues(job, limits),
         *priority_issues(job, limits),
+        *device_issues(job),
         *label_issues(job),
     ]
 

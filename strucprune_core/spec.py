@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -109,6 +111,32 @@ def _one_line(name: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_one_line)]
+
+DEVICES = ("auto", "cpu", "cuda")
+"""The devices that have no number."""
+_NUMBERED_GPU = r"cuda:[0-9]{1,3}"
+
+
+def _device(name: str) -> str:
+    """A device that PyTorch can have."""
+    if name not in DEVICES and not re.fullmatch(_NUMBERED_GPU, name):
+        raise ValueError(
+            "It must be one of these: 'auto', 'cpu', 'cuda', or 'cuda:1' for the GPU of that "
+            "number."
+        )
+    return name
+
+
+def is_gpu(device: str) -> bool:
+    """Whether a device's name is that of a GPU, with or without its number."""
+    return device.partition(":")[0] == "cuda"
+
+
+DeviceName = Annotated[
+    str,
+    AfterValidator(_device),
+    WithJsonSchema({"type": "string", "pattern": f"^({'|'.join(DEVICES)}|{_NUMBERED_GPU})$"}),
+]
 
 Prompt = Annotated[str, Field(min_length=1, max_length=1000)]
 DEFAULT_PROMPTS: tuple[str, ...] = (
@@ -989,8 +1017,10 @@ class RuntimeSpec(_Strict):
     Device, precision, micro-batch and memory change rounding, nothing else the result.
     """
 
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where tensors are computed; `auto`: a GPU if there is one."
+    device: DeviceName = Field(
+        default="auto",
+        description="Where tensors are computed: `cpu`, `cuda`, `cuda:1` for the GPU of that "
+        "number (not in a service, whose workers have one each), or `auto`: a GPU if there is one.",
     )
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
         default="auto",
@@ -1042,6 +1072,11 @@ class RuntimeSpec(_Strict):
                 "tf32 is a mode of GPUs. On a CPU use auto or float32.", Mend("precision", "auto")
             )
         return self
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the job asks for a GPU, whichever."""
+        return is_gpu(self.device)
 
 
 class JobSpec(_Strict):

@@ -19,8 +19,9 @@ ModelArgument = Annotated[
 DeviceOption = Annotated[
     str,
     typer.Option(
-        metavar="[auto|cpu|cuda]",
-        help="Where tensors are computed; auto: a GPU if there is one.",
+        metavar="[auto|cpu|cuda|cuda:N]",
+        help="Where tensors are computed; cuda:1: the GPU of that number; auto: a GPU if there is "
+        "one.",
     ),
 ]
 

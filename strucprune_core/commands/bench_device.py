@@ -29,7 +29,7 @@ def bench_device(
         typer.Option(metavar="FILE", help="Where the table goes; standard output if left out."),
     ] = None,
     device: Annotated[
-        str, typer.Option(metavar="[cpu|cuda]", help="Where tensors are computed.")
+        str, typer.Option(metavar="[cpu|cuda|cuda:N]", help="Where tensors are computed.")
     ] = "cpu",
     dtype: Annotated[
         str, typer.Option(metavar="[bfloat16|float16|float32]", help="That of the models.")

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from strucprune_core.commands.job_options import JobOption, Path_, option_of
 from strucprune_core.plan.device_table import shipped_tables
+from strucprune_core.spec import DEVICES
 
 _HEADINGS: dict[Path_, str] = {
     ("model",): "Model",
@@ -134,6 +135,10 @@ _HELP: dict[Path_, str] = {
     ("evaluation", "num_fewshot"): "Examples before each document. By default as the task says.",
     ("evaluation", "prompts"): "What samples continue; may be given several times. By default six "
     "short prompts in English.",
+    (
+        "runtime",
+        "device",
+    ): "Where tensors are computed; cuda:1: the GPU of that number; auto: a GPU if there is one.",
     ("runtime", "device_memory_bytes"): "Most memory on the device; on the CPU, of tensors. The "
     "job is split into pieces that fit, or refused with the least that would do.",
     ("labels",): "A name and a value to find jobs by; may be given several times.",
@@ -143,6 +148,7 @@ _DEFAULTS: dict[Path_, str] = {
     ("pruning", "recover", "steps"): "0",
     ("pruning", "distill", "steps"): "0",
 }
+_DEVICE: Path_ = ("runtime", "device")
 _UNITS = {"steps": "STEPS", "seconds": "SECONDS", "tokens": "TOKENS", "length": "TOKENS"}
 # A larger limit is one of computers, which help need not show.
 _LARGEST_LIMIT = 2**31
@@ -193,7 +199,7 @@ def metavar_of(option: JobOption) -> str:
     while get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if choices := choices_of(option):
-        return f"[{'|'.join(choices)}]"
+        return f"[{'|'.join(choices)}{'|cuda:N' if option.path == _DEVICE else ''}]"
     if option.is_size:
         return "SIZE"
     name = option.path[-1]
@@ -210,6 +216,8 @@ def metavar_of(option: JobOption) -> str:
 
 def choices_of(option: JobOption) -> tuple[str, ...]:
     """The values that an option may have; none if they are not listed."""
+    if option.path == _DEVICE:
+        return DEVICES
     kind = option.kind
     if get_origin(kind) is tuple:
         kind = get_args(kind)[0]

@@ -37,7 +37,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from strucprune_core.errors import InvalidSpec
+from strucprune_core.models.devices import choose_device
 from strucprune_core.plan.device_table import DeviceTable, PassTimes
+from strucprune_core.spec import is_gpu
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SEQUENCES = (1, 8)
@@ -63,7 +65,7 @@ class Setup:
     """What is measured, and on what.
 
     Attributes:
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "cuda:1".
         dtype: As in `DTYPES`.
         threads: Of torch.
         largest: The largest hidden size; FFNs and heads may be four times as wide.
@@ -83,14 +85,11 @@ def check_setup(setup: Setup) -> None:
     Raises:
         InvalidSpec: there is no such device, or a size is none that can be measured.
     """
-    if setup.device == "cuda" and not torch.cuda.is_available():
+    if setup.device == "auto":
         raise InvalidSpec(
-            "there is no CUDA device", field="--device", remedy="Use cpu, or run it on a GPU."
+            "a table is of one device", field="--device", remedy="Use cpu, cuda or cuda:1."
         )
-    if setup.device not in ("cpu", "cuda"):
-        raise InvalidSpec(
-            f"'{setup.device}' is no device", field="--device", remedy="Use cpu or cuda."
-        )
+    choose_device(setup.device, "--device")
     if setup.dtype not in DTYPES:
         raise InvalidSpec(
             f"'{setup.dtype}' is no dtype",
@@ -364,7 +363,7 @@ def _table(setup: Setup, bench: _Bench, rounds: NDArray[np.float64]) -> DeviceTa
     ]
     return DeviceTable(
         device=_device_name(setup.device),
-        kind="cuda" if setup.device == "cuda" else "cpu",
+        kind="cuda" if is_gpu(setup.device) else "cpu",
         threads=setup.threads,
         dtype=setup.dtype,
         runtime=f"transformers {transformers.__version__}, torch {torch.__version__}",
@@ -380,8 +379,8 @@ def _table(setup: Setup, bench: _Bench, rounds: NDArray[np.float64]) -> DeviceTa
 
 def _device_name(device: str) -> str:
     """The GPU's name, or the processor's with what tells it from others of that name."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
+    if is_gpu(device):
+        return torch.cuda.get_device_name(device)
     facts: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in _CPU_INFO.read_text().splitlines():

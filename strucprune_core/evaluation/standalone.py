@@ -51,7 +51,7 @@ def evaluate_model(
         text: Path, s3 or hf URI.
         sequences: Windows.
         sequence_length: Tokens per window.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:1".
         micro_batch_tokens: Tokens pushed through a layer at a time.
         tick: Called with the share that is done, in [0, 1].
 

@@ -9,26 +9,62 @@ import torch
 
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.models.precision import Precision
+from strucprune_core.spec import DEVICES, is_gpu
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device of "auto", "cpu" or "cuda".
+def choose_device(wanted: str, field: str = "runtime.device") -> torch.device:
+    """The device of "auto", "cpu", "cuda", or "cuda:1" for the GPU of that number.
+
+    Args:
+        wanted: Its name.
+        field: Where it was asked for.
 
     Raises:
-        InvalidSpec: the name is unknown, or "cuda" was asked for and there is none.
+        InvalidSpec: the name is unknown, or a GPU was asked for that is not there.
     """
-    if wanted not in ("auto", "cpu", "cuda"):
+    if wanted not in DEVICES and not _is_numbered(wanted):
         raise InvalidSpec(
-            f"'{wanted}' is not a device", field="runtime.device", remedy="Use auto, cpu or cuda."
+            f"'{wanted}' is not a device", field=field, remedy="Use auto, cpu, cuda or cuda:1."
         )
     available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
+    if not is_gpu(wanted):
+        return torch.device("cuda" if wanted == "auto" and available else "cpu")
+    if not available:
         raise InvalidSpec(
             "no CUDA device is available to this process",
-            field="runtime.device",
+            field=field,
             remedy="Use 'auto' or 'cpu', or run where a GPU is visible.",
         )
-    return torch.device("cuda" if wanted != "cpu" and available else "cpu")
+    _check_number(wanted, field)
+    return torch.device(wanted)
+
+
+def _is_numbered(wanted: str) -> bool:
+    kind, _, number = wanted.partition(":")
+    return kind == "cuda" and number.isascii() and number.isdigit()
+
+
+def _check_number(wanted: str, field: str) -> None:
+    """Check that there is a GPU of that number.
+
+    Raises:
+        InvalidSpec: there is none.
+    """
+    count = torch.cuda.device_count()
+    if _is_numbered(wanted) and int(wanted.partition(":")[2]) >= count:
+        numbers = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise InvalidSpec(
+            f"there is no {wanted}: this process sees {count} GPU{'s' if count > 1 else ''}",
+            field=field,
+            remedy=f"Use {numbers}. CUDA_VISIBLE_DEVICES says which GPUs a process sees.",
+        )
+
+
+def computing_on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A context in which what names no GPU (streams, pinned memory) is for this one, not cuda:0."""
+    if device.index is None:
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
 
 
 @contextlib.contextmanager

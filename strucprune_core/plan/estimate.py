@@ -206,7 +206,7 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
     exports = {export: export_bytes(export, spec, facts) for export in spec.pruning.exports}
     plan = plan_job(spec, config)
     host = max(host_terms(spec, config).values())
-    on_device = spec.runtime.device == "cuda"
+    on_device = spec.runtime.on_gpu
     parameters_read = weights_read(spec, config, plan.tiles)
     read = parameters_read * (index.total_bytes - drafting) // parameters
     return Estimate(
@@ -254,7 +254,7 @@ def _speed_over_budget(spec: JobSpec, facts: ModelFacts, pruned_bytes: int) -> s
     if not spec.measures_speed:
         return None
     needed = _speed_bytes(spec, facts, pruned_bytes)
-    return over_budget(spec, needed, on_device=spec.runtime.device == "cuda")
+    return over_budget(spec, needed, on_device=spec.runtime.on_gpu)
 
 
 def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:

@@ -99,9 +99,9 @@ def _limit(spec: JobSpec, config: ModelConfig) -> tuple[int | None, str, int]:
         return device, "runtime.device_memory_bytes", 0
     fixed = PROCESS_BYTES + max(host_terms(spec, config).values())
     left = host - fixed
-    if runtime.device == "cuda" and left >= 0:
+    if runtime.on_gpu and left >= 0:
         return device, "runtime.device_memory_bytes", 0
-    if runtime.device == "cuda" or left <= 0:
+    if runtime.on_gpu or left <= 0:
         raise InvalidSpec(
             f"the process itself takes {fixed:,} bytes of host memory",
             field="runtime.host_memory_bytes",

@@ -48,19 +48,22 @@ def precision_of(spec: JobSpec, facts: ModelFacts, device: Device) -> Precision:
 
 def planned_precision(spec: JobSpec, facts: ModelFacts) -> Precision:
     """What a job's memory is planned for: the most that it takes where the device is not known."""
-    device = spec.runtime.device
-    if device != "auto":
-        return precision_of(spec, facts, device)
+    if spec.runtime.device != "auto":
+        return precision_of(spec, facts, _kind_of(spec))
     return "float32" if spec.runtime.precision == "auto" else spec.runtime.precision
 
 
 def precisions(spec: JobSpec, facts: ModelFacts) -> dict[Device, Precision]:
     """What a job computes in, on each kind of device that it may run on."""
-    wanted = spec.runtime.device
-    devices: tuple[Device, ...] = ("cpu", "cuda") if wanted == "auto" else (wanted,)
+    unknown = spec.runtime.device == "auto"
+    devices: tuple[Device, ...] = ("cpu", "cuda") if unknown else (_kind_of(spec),)
     if spec.runtime.precision == "tf32":
         devices = ("cuda",)
     return {device: precision_of(spec, facts, device) for device in devices}
+
+
+def _kind_of(spec: JobSpec) -> Device:
+    return "cuda" if spec.runtime.on_gpu else "cpu"
 
 
 def planned_operand_bytes(spec: JobSpec) -> int:

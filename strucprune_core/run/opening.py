@@ -15,7 +15,12 @@ from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import naming_field
 from strucprune_core.export.checks import check_installed, check_vocabulary
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.devices import choose_device, matrix_products_in, settle_vector_math
+from strucprune_core.models.devices import (
+    choose_device,
+    computing_on,
+    matrix_products_in,
+    settle_vector_math,
+)
 from strucprune_core.models.own_head import with_own_head
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import texts_behind
@@ -99,6 +104,7 @@ def opened(
     precision = precision_of(spec, facts, "cuda" if device.type == "cuda" else "cpu")
     settle_vector_math()
     with (
+        computing_on(device),
         _read_ahead(facts.index, facts.config, order.scratch) as weights,
         MemoryMeter(device, spec.runtime.device_memory_bytes).running() as memory,
         matrix_products_in(precision),

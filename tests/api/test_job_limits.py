@@ -51,6 +51,21 @@ def estimate(client: TestClient, body: dict[str, Any]) -> dict[str, int]:
     return found
 
 
+def test_a_worker_chooses_its_gpu(client: TestClient, body: dict[str, Any]) -> None:
+    asked = {**body, "runtime": {"device": "cuda:1"}}
+    validated = client.post(f"{JOBS}/validate", json=asked).json()
+    (issue,) = validated["issues"]
+    assert (issue["code"], issue["pointer"]) == ("invalid_spec", "/runtime/device")
+    assert "cannot ask for cuda:1: each worker has its own GPU. Ask for cuda" in issue["detail"]
+    assert issue["mends"] == [{"field": "runtime.device", "value": "cuda"}]
+    submitted = client.post(JOBS, json=asked)
+    assert (submitted.status_code, submitted.json()["errors"]) == (422, [issue])
+    unfinished = client.post(f"{JOBS}/validate", json={"runtime": {"device": "cuda:1"}})
+    assert issue in unfinished.json()["errors"]
+    mended = {**body, "runtime": {"device": "cuda"}}
+    assert client.post(f"{JOBS}/validate", json=mended).json()["valid"]
+
+
 def test_the_bytes_of_a_model(
     settings: Settings, client: TestClient, keys: dict[str, str], body: dict[str, Any]
 ) -> None:

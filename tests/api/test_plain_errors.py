@@ -78,6 +78,7 @@ def _is_plain(message: str) -> None:
         ({**GOOD, "pruning": {}}, "/pruning/sparsity", "This is required. Add it."),
         ({**GOOD, "runtime": {"max_workers": 1.5}}, "/runtime/max_workers", "leave the fraction"),
         ({**GOOD, "runtime": {"device": "gpu"}}, "/runtime/device", "one of these: 'auto'"),
+        ({**GOOD, "runtime": {"device": "cuda:x"}}, "/runtime/device", "'cuda:1'"),
         ({**GOOD, "extends": "mine"}, "/extends", "job_ and 32 hexadecimal digits"),
         ({**GOOD, "labels": {"team": 1}}, "/labels/team", "Write it in quotes"),
         ({**GOOD, "notifications": {}}, "/notifications/webhook_url", "This is required"),

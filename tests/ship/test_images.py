@@ -218,7 +218,8 @@ OURS = {"api": Settings, "reconciler": Settings, "worker": WorkerSettings}
 
 
 def test_compose_has_the_whole_product() -> None:
-    assert set(SERVICES) == {"valkey", "s3", "buckets", "api", "reconciler", "worker"}
+    started = {name for name, service in SERVICES.items() if "profiles" not in service}
+    assert started == {"valkey", "s3", "buckets", "api", "reconciler", "worker"}
     assert SERVICES["worker"]["deploy"]["replicas"] == 2
     for name in ("valkey", "s3"):
         assert PINNED.fullmatch(SERVICES[name]["image"])
@@ -226,6 +227,18 @@ def test_compose_has_the_whole_product() -> None:
         for published in service.get("ports", []):
             assert published.startswith("127.0.0.1:")
         assert set(service.get("depends_on", [])) <= set(SERVICES)
+
+
+def test_compose_has_a_worker_for_each_gpu() -> None:
+    ordinary = {name: value for name, value in SERVICES["worker"].items() if name != "deploy"}
+    gpus = [service for service in SERVICES.values() if service.get("profiles") == ["gpus"]]
+    seen = []
+    for service in gpus:
+        assert {**ordinary, "profiles": ["gpus"], "deploy": service["deploy"]} == service
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+        seen += device["device_ids"]
+    assert seen == ["0", "1"]
 
 
 def test_make_compose_has_a_stand_in_for_all_that_is_not_built() -> None:

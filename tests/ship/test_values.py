@@ -47,6 +47,7 @@ def nested(path: str, value: Any) -> dict[str, Any]:
         ("hub.token", "hf_x", ["token", "not allowed"]),
         ("worker.pools.H100", {}, ["H100", "not allowed"]),
         ("worker.pools.h100.gpus", 1, ["gpus", "not allowed"]),
+        ("worker.pools.h100.gpu.count", 8, ["/worker/pools/h100/gpu/count", "maximum"]),
         ("worker.pools.h100.device", "gpu", ["/worker/pools/h100/device", "cuda"]),
         ("worker.pools.h100.resources.limits", {"memory": "16GB"}, ["limits/memory", "Gi"]),
         ("worker.graceSeconds", 0, ["/worker/graceSeconds", "minimum"]),

@@ -51,8 +51,8 @@ class StreamedModel(AnsweringModel):
 
     Args:
         pretrained: Directory, s3 or hf URI.
-        device: "auto", "cpu" or "cuda". The harness's default, "cuda:0", is taken as "auto": it
-            names it on machines without a GPU, too.
+        device: "auto", "cpu", "cuda" or "cuda:1". The harness's default, "cuda:0", is taken as
+            "auto": it names it on machines without a GPU, too.
         max_length: Most tokens of a request.
         micro_batch_tokens: Tokens pushed through a layer at a time.
         batch_size: Not used: requests are batched by their tokens.

@@ -37,7 +37,7 @@ def open_answers(
 
     Args:
         model: Directory, s3 or hf URI.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:1".
         context_tokens: Most tokens of a request; fewer if the model allows fewer.
         micro_batch_tokens: Tokens pushed through a layer at a time.
         tick: Called at safe points.

@@ -36,7 +36,7 @@ def evaluate_tasks(
         limit: Documents of each task, from the first; all if None.
         num_fewshot: Examples before each document; as the task says if None.
         context_tokens: Most tokens of a request; what is longer loses its beginning.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:1".
         micro_batch_tokens: Tokens pushed through a layer at a time.
         tick: Called at safe points.
 

@@ -132,7 +132,8 @@ def test_widths() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"device": "tpu"}, "'tpu' is no device"),
+        ({"device": "tpu"}, "--device: 'tpu' is not a device"),
+        ({"device": "auto"}, "a table is of one device"),
         ({"dtype": "int8"}, "'int8' is no dtype"),
     ],
 )

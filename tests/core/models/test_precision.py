@@ -31,11 +31,11 @@ PRODUCTS = ("mm", "addmm", "bmm", "_scaled_dot_product_flash_attention_for_cpu")
 IN_FLOAT32 = ("_softmax", "rsqrt", "native_layer_norm", "pow", "mean", "tanh", "index_add_")
 
 
-class Dtypes(TorchDispatchMode):
+class Dtypes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The floating-point dtypes that operations are given, by the operation's name."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: dict[str, set[torch.dtype]] = defaultdict(set)
 
     def __torch_dispatch__(
