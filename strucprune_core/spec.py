@@ -1029,14 +1029,19 @@ class RuntimeSpec(_Strict):
         "bfloat16 on CUDA for a model that is stored in 16 bits (not in transformers' modules), "
         "else float32.",
     )
-    micro_batch_tokens: int = Field(
-        default=4096, ge=8, le=2**20, description="Tokens pushed through a layer at a time."
+    micro_batch_tokens: int | None = Field(
+        default=None,
+        ge=8,
+        le=2**20,
+        description="Most tokens pushed through a layer at a time; null: 4,096, or with a memory "
+        "limit what fits.",
     )
     device_memory_bytes: int | None = Field(
         default=None,
         ge=2**20,
-        description="Most bytes held on the device; on the CPU, by tensors. The job is split into "
-        "pieces that fit, or refused with the smallest amount that suffices.",
+        description="Most bytes held on the device; on the CPU, by tensors. The job runs in the "
+        "largest pieces that fit, or is refused with the smallest amount that suffices. null: on a "
+        "GPU what is free there, or what the service sets for `cuda`; on the CPU no limit.",
     )
     host_memory_bytes: int | None = Field(
         default=None,

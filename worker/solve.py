@@ -87,6 +87,7 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
                 finished=count,
                 reservations=reservations,
                 task_downloads=request.task_downloads,
+                takes_free_memory=False,
             )
             return EXIT_DONE
         report = run_job(
@@ -100,6 +101,8 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
             reservations=reservations if request.part == "lead" else ALONE,
             layers=report_layers,
             task_downloads=request.task_downloads,
+            # The limit follows from the specification: all workers use the same pieces.
+            takes_free_memory=False,
         )
     except Stopped:
         return EXIT_STOPPED

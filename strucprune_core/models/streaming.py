@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from strucprune_core.method.linalg.transfers import Transfers
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.decoder import Decoder, LayerTrace, SiteInput
 from strucprune_core.models.experts import expert_matrices
@@ -25,9 +27,17 @@ from strucprune_core.models.precision import is_operand
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors, tensor_name
 from strucprune_core.models.tiles import Tiles
+from strucprune_core.scratch.arrays import temporary_array
 
 if TYPE_CHECKING:
     from strucprune_core.models.generic.modules import Modules
+
+
+Hidden = NDArray[np.float32] | Tensor
+"""Hidden states: in host memory or scratch, or on the device."""
+
+Where = slice | tuple[NDArray[np.int64], ...]
+"""Sequences, or tokens by their places on each axis."""
 
 
 class WeightSource(Protocol):
@@ -63,6 +73,7 @@ class ModelStream:
         dtype: Of the operands of matrix products in layers, and so of matrices on the device:
             float32 or bfloat16. Everything else is float32: vectors, routers, hidden states between
             layers, and what is outside the layers.
+        transfers: Counts what crosses between host and device.
     """
 
     config: ModelConfig
@@ -70,6 +81,7 @@ class ModelStream:
     device: torch.device
     tiles: Tiles = field(default_factory=Tiles)
     modules: Modules | None = None
+    transfers: Transfers = field(default_factory=Transfers)
     dtype: torch.dtype = torch.float32
 
     @property
@@ -92,9 +104,7 @@ class ModelStream:
         def read(role: str, rows: tuple[int, int] | None) -> Tensor:
             name = tensor_name(self.config, index, role)
             dtype = self._dtype_of(index, role, shapes[role])
-            if rows is None:
-                return self.source.tensor(name, device=self.device, dtype=dtype)
-            return self.source.rows(name, *rows, device=self.device, dtype=dtype)
+            return self._whole(name, dtype) if rows is None else self._some(name, rows, dtype)
 
         if experts is not None:
             return ExpertwiseLayer(shapes, experts, read)
@@ -106,25 +116,39 @@ class ModelStream:
 
         def read(role: str, shape: tuple[int, ...]) -> Tensor:
             name, dtype = tensor_name(self.config, index, role), self._dtype_of(index, role, shape)
-            return self.source.tensor(name, device=self.device, dtype=dtype)
+            return self._whole(name, dtype)
 
         shapes = layer_tensors(self.config, index)
         return LayerTensors((role, read(role, shape)) for role, shape in shapes.items())
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor, float32, on the device."""
-        return self.source.tensor(name, device=self.device, dtype=torch.float32)
+        return self._whole(name, torch.float32)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of a tensor, float32, on the device."""
+        return self._some(name, (start, stop), torch.float32)
+
+    def _whole(self, name: str, dtype: torch.dtype) -> Tensor:
+        return self._sent(self.source.tensor(name, device=self.device, dtype=dtype))
+
+    def _some(self, name: str, rows: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        return self._sent(self.source.rows(name, *rows, device=self.device, dtype=dtype))
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        self.transfers.count(to_device=tensor.nbytes)
+        return tensor
 
     @torch.inference_mode()
     def run_layer(
         self,
         layer: int,
         weights: LayerWeights,
-        hidden: NDArray[np.float32],
+        hidden: Hidden,
         *,
         record: Collection[SiteKind] = (),
     ) -> LayerTrace:
-        """One layer on a micro-batch held on the host, (b x n x d).
+        """One layer on a micro-batch, (b x n x d), which is loaded if it is on the host.
 
         `record` names the kinds of sites whose inputs are kept.
         """
@@ -176,8 +200,37 @@ class ModelStream:
         )
         return run.hidden, [("ffn", output) for output in run.outputs.values()]
 
-    def load(self, array: NDArray[np.float32]) -> Tensor:
-        """A copy on the device."""
+    def states(self, shape: tuple[int, ...], scratch: Path) -> Hidden:
+        """Room for hidden states (sequences x length x d) that pass several layers.
+
+        On the device if the tiles have room for so many tokens, else in a scratch file.
+        """
+        if shape[0] * shape[1] <= self.tiles.resident_tokens:
+            return torch.empty(shape, device=self.device)
+        array: NDArray[np.float32] = temporary_array(scratch, shape)
+        return array
+
+    def put(self, states: Hidden, where: Where, values: Tensor) -> None:
+        """Overwrite a part of hidden states with values on the device."""
+        if isinstance(states, Tensor):
+            if isinstance(where, slice):
+                states[where] = values
+            else:
+                states[tuple(torch.from_numpy(axis) for axis in where)] = values
+        else:
+            states[where] = self.to_host(values)
+
+    def to_host(self, tensor: Tensor) -> NDArray[np.float32]:
+        """A tensor's numbers on the host; on a CPU not a copy."""
+        self.transfers.count(to_host=tensor.nbytes)
+        array: NDArray[np.float32] = tensor.cpu().numpy()
+        return array
+
+    def load(self, array: Hidden) -> Tensor:
+        """A copy on the device; the same tensor if it is there already."""
+        if isinstance(array, Tensor):
+            return array
+        self.transfers.count(to_device=array.nbytes)
         # torch warns about arrays that are not writeable, though this one is only read.
         source = array if array.flags.writeable else np.array(array)
         target = torch.empty(array.shape, device=self.device)
@@ -188,10 +241,7 @@ class ModelStream:
         vocabulary, step = self.config.vocab_size, self.tiles.vocabulary_rows
         for start in range(0, vocabulary, step):
             stop = min(start + step, vocabulary)
-            yield (
-                start,
-                self.source.rows(name, start, stop, device=self.device, dtype=torch.float32),
-            )
+            yield start, self.rows(name, start, stop)
 
 
 def open_stream(
@@ -201,6 +251,7 @@ def open_stream(
     tiles: Tiles | None = None,
     like: ModelStream | None = None,
     dtype: torch.dtype = torch.float32,
+    transfers: Transfers | None = None,
 ) -> ModelStream:
     """A model whose weights pass a device.
 
@@ -211,12 +262,15 @@ def open_stream(
         tiles: How much of it is resident at a time.
         like: The same model in other widths, whose modules are used if they are the same.
         dtype: Of the operands of matrix products in layers.
+        transfers: Counts what crosses between host and device.
     """
-    tiles = tiles or Tiles()
+    stream = ModelStream(
+        config, source, device, tiles or Tiles(), None, transfers or Transfers(), dtype
+    )
     if config.generic is None:
-        return ModelStream(config, source, device, tiles, dtype=dtype)
+        return stream
     if like is not None and _same_modules(like.config, config):
-        return ModelStream(config, source, device, tiles, like.modules, dtype)
+        return replace(stream, modules=like.modules)
     # transformers takes seconds and 100 MB to import: only here.
     from strucprune_core.models.generic.meta_parameters import skeleton
     from strucprune_core.models.generic.modules import Modules, dense_model
@@ -225,11 +279,11 @@ def open_stream(
     modules = Modules(
         skeleton(lambda: dense_model(raw), device),
         config.generic,
-        lambda name: source.tensor(name, device=device, dtype=torch.float32),
+        stream.tensor,
         {config.names.embedding, config.names.head},
         device,
     )
-    return ModelStream(config, source, device, tiles, modules, dtype)
+    return replace(stream, modules=modules)
 
 
 def _same_modules(one: ModelConfig, other: ModelConfig) -> bool:

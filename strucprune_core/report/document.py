@@ -512,6 +512,11 @@ class PhaseTime(Part):
 
     name: str
     seconds: float
+    predicted_seconds: float | None = Field(
+        default=None,
+        description="What the same work was predicted to take, by one worker on a device of which "
+        "nobody else makes use; null in reports of versions that predicted nothing.",
+    )
 
 
 class ModelCheck(Part):

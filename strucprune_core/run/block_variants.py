@@ -58,6 +58,6 @@ def _run(
     config = without_blocks(job.config, [block for block in removed if block.layer == layer])
     if not runs or config.blocks[layer].is_removed:
         return runs
-    stream = job.stream(config, job.reader)
-    output = pass_layer(job, stream, layer, weights, np.concatenate(runs))
-    return np.split(output, len(runs))
+    stream, together = job.stream(config, job.reader), np.concatenate(runs)
+    pass_layer(job, stream, layer, weights, together, together)
+    return np.split(together, len(runs))

@@ -6,7 +6,7 @@ What finished units say of the result is in `pruned_model`, of a site in `measur
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.method.linalg.matrices import Room
 from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.method.linalg.transfers import Transfers
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import expert_tensors, first_experts, without_experts
 from strucprune_core.models.precision import Precision
@@ -25,6 +26,7 @@ from strucprune_core.models.tiles import Tiles
 from strucprune_core.plan.blocks import most_steps, refits
 from strucprune_core.plan.graph import Unit, build_experts_graph, build_graph
 from strucprune_core.plan.pieces import Plan
+from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.plan.sites import (
     PlannedSite,
     energy_of,
@@ -32,6 +34,7 @@ from strucprune_core.plan.sites import (
     plan_sites,
     with_drafting,
 )
+from strucprune_core.plan.unit_seconds import StoredModel, unit_seconds
 from strucprune_core.report.document import Environment
 from strucprune_core.run.environment import environment_of
 from strucprune_core.run.finished_units import FinishedUnits
@@ -65,7 +68,9 @@ class Job:
         tick: Called at safe points with (done, total) of the unit; may raise `errors.Stopped`.
         safe_point: The same without progress.
         plan: The pieces in which it runs.
+        rates: Of the device, by which times are predicted.
         task_downloads: Whether data of tasks may come from a hub.
+        transfers: Counts what crosses between host and device.
     """
 
     spec: JobSpec
@@ -82,9 +87,11 @@ class Job:
     tick: Callable[[int, int], None]
     safe_point: Callable[[], None]
     plan: Plan
+    rates: DeviceRates
     task_downloads: bool = True
     precision: Precision = "float32"
     solve_dtype: torch.dtype = torch.float64
+    transfers: Transfers = field(default_factory=Transfers)
 
     @cached_property
     def units(self) -> UnitFiles:
@@ -94,12 +101,25 @@ class Job:
     @cached_property
     def dense(self) -> ModelStream:
         """The dense model."""
-        return open_stream(self.config, self.reader, self.device, self.tiles, dtype=self.dtype)
+        return open_stream(
+            self.config,
+            self.reader,
+            self.device,
+            self.tiles,
+            dtype=self.dtype,
+            transfers=self.transfers,
+        )
 
     def stream(self, config: ModelConfig, source: WeightSource) -> ModelStream:
         """A model on the job's device, in pieces that fit and in the job's precision."""
         return open_stream(
-            config, source, self.device, self.tiles, like=self.dense, dtype=self.dtype
+            config,
+            source,
+            self.device,
+            self.tiles,
+            like=self.dense,
+            dtype=self.dtype,
+            transfers=self.transfers,
         )
 
     @property
@@ -245,6 +265,18 @@ class Job:
             sites=bool(self.planned),
             refit=self.refits,
             experts=self.removes_experts,
+        )
+
+    @cached_property
+    def predicted_seconds(self) -> dict[str, float]:
+        """What each unit will take on this device, by name: see `plan.unit_seconds`."""
+        return unit_seconds(
+            self.graph,
+            self.spec,
+            self.config,
+            self.panels,
+            self.rates,
+            StoredModel.of(self.index),
         )
 
     def stored_dtype(self, name: str) -> str:

@@ -152,7 +152,7 @@ class _Work:
         self._leads = leads
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._being_stored: _Computed | None = None
-        run.meter.plan(run.sizes.graph, todo, run.sizes.costs())
+        run.meter.plan(run.sizes.graph, todo, run.sizes.predicted_seconds)
 
     def do_one(self) -> bool:
         """Do a unit, or see that others did one. False if there is nothing to do now."""

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 from strucprune_core.models.config import Experts, GenericLayer, LayerConfig, ModelConfig
 from strucprune_core.models.experts import expert_matrices, matrices_bytes
@@ -41,6 +42,19 @@ class Batch:
 def micro_batch(tiles: Tiles, sequences: int, length: int) -> Batch:
     """The largest micro-batch from a number of sequences: whole sequences, at least one."""
     return Batch(min(sequences, max(1, tiles.micro_batch_tokens // length)), length)
+
+
+@lru_cache(maxsize=16)
+def _first_of_each(blocks: tuple[LayerConfig, ...]) -> tuple[int, ...]:
+    first: dict[LayerConfig, int] = {}
+    for number, block in enumerate(blocks):
+        first.setdefault(block, number)
+    return tuple(first.values())
+
+
+def distinct_layers(config: ModelConfig) -> tuple[int, ...]:
+    """One layer of each shape: what a layer takes does not depend on where it is."""
+    return _first_of_each(config.blocks)
 
 
 def layer_bytes(config: ModelConfig, layer: int) -> int:

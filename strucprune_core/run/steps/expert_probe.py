@@ -30,7 +30,8 @@ def expert_probe(job: Job, unit: Unit, draft: Draft) -> None:
     for layer in range(job.config.layers):
         weights = job.dense.layer(layer)
         if experts_of(job.config, layer) is None:
-            together = pass_layer(job, job.dense, layer, weights, np.concatenate(runs))
+            together = np.concatenate(runs)
+            pass_layer(job, job.dense, layer, weights, together, together)
             runs = np.split(together, len(runs))
         else:
             runs = [

@@ -150,7 +150,7 @@ def _report(job: Job) -> Report:
         tasks=_tasks(job),
         speed=_speed(job),
         memory=_memory(job),
-        phases=phase_times(_whole_graph(job), job.workspace),
+        phases=phase_times(_whole_graph(job), job.workspace, job.predicted_seconds),
         model_check=ModelCheck(**asdict(job.units.values(artifacts.ModelCheck()))),
         verification=_verification(job, artifacts.Verify()),
         exports=[_export(job, export) for export in job.spec.pruning.exports],

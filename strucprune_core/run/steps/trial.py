@@ -24,7 +24,9 @@ def trial(job: Job, unit: Unit, draft: Draft) -> None:
     this = Trial(unit.round, unit.index)
     solved = _solved(job, this)
     weights = job.dense.layer(this.layer)
-    hidden = run_layer(job, this.layer, weights, solved, job.units.array(this.entering))
+    entering = job.units.array(this.entering)
+    hidden = np.empty(entering.shape, dtype=np.float32)
+    run_layer(job, this.layer, weights, solved, entering, hidden)
     kl: float | None = None
     if this.layer == job.config.layers - 1:
         (kl,) = divergences_from_dense(job, Capture(this.layer).hidden, [hidden])
