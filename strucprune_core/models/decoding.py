@@ -135,12 +135,12 @@ def prefill(
     config, (sequences, length) = stream.config, tokens.shape
     hidden = temporary_array(scratch, (sequences, length, config.hidden_size))
     embed(stream, tokens, hidden)
-    for layer in range(config.layers):
-        weights = stream.layer(layer)
+    for layer, weights in stream.layers(range(config.layers)):
         for part in micro_batches(sequences, length, stream.tiles.micro_batch_tokens):
             decoder = _Beginning(config, stream.dtype, torch.from_numpy(cache[layer, :, part]))
             x = stream.load(hidden[part])
             hidden[part] = decoder.forward_layer(config.blocks[layer], x, weights).hidden.cpu()
+        del weights
         tick()
     return np.array(hidden[:, -1])
 
@@ -160,8 +160,7 @@ def step(
     config = stream.config
     hidden = _embed(stream, tokens, position)
     group = _group(config, cache.shape[-2])
-    for layer in range(config.layers):
-        weights = stream.layer(layer)
+    for layer, weights in stream.layers(range(config.layers)):
         for start in range(0, len(tokens), group):
             part = slice(start, start + group)
             seen = torch.from_numpy(cache[layer, :, part])
@@ -169,6 +168,7 @@ def step(
             x = torch.from_numpy(hidden[part, None]).to(stream.device)
             trace = decoder.forward_layer(config.blocks[layer], x, weights)
             hidden[part] = trace.hidden[:, 0].cpu().numpy()
+        del weights
         tick()
     return hidden
 

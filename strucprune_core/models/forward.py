@@ -125,9 +125,9 @@ def _through(
 ) -> None:
     """Fill in the output of the last layer."""
     embed(stream, tokens, hidden)
-    for layer in range(stream.config.layers):
-        weights = stream.layer(layer)
+    for layer, weights in stream.layers(range(stream.config.layers)):
         for batch, trace in run_batches(stream, layer, weights, hidden, scratch):
             stream.put(hidden, batch, trace.hidden)
             del trace  # Not beside the next micro-batch's.
+        del weights
         tick()

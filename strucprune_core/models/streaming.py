@@ -7,7 +7,7 @@ only in memory replace those of the checkpoint.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -22,6 +22,7 @@ from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.decoder import Decoder, LayerTrace, SiteInput
 from strucprune_core.models.experts import expert_matrices
 from strucprune_core.models.generic.layer_tensors import ExpertwiseLayer, LayerTensors
+from strucprune_core.models.layers_ahead import Alive, W, in_turn
 from strucprune_core.models.panels import LayerWeights, StreamedLayer
 from strucprune_core.models.precision import is_operand
 from strucprune_core.models.structures import SiteKind
@@ -111,15 +112,43 @@ class ModelStream:
         assert self.tiles.weight_rows is not None  # noqa: S101 - else the layer is whole
         return StreamedLayer(shapes, read, self.tiles.weight_rows)
 
-    def whole_layer(self, index: int) -> dict[str, Tensor]:
-        """The same with every tensor resident, to compute gradients."""
+    def layers(self, order: Iterable[int]) -> Iterator[tuple[int, LayerWeights]]:
+        """(index, `layer(index)`) in order; if tiles allow, the next one is read meanwhile.
 
-        def read(role: str, shape: tuple[int, ...]) -> Tensor:
-            name, dtype = tensor_name(self.config, index, role), self._dtype_of(index, role, shape)
-            return self._whole(name, dtype)
+        Drop a layer's tensors before you go on, or three layers are resident at a time. Errors of
+        reading a layer are raised when it is its turn.
+        """
+        if self.tiles.whole_layers:
+            yield from self.in_turn(order, self.whole_layer)
+            return
+        for index in order:
+            yield index, self.layer(index)
 
-        shapes = layer_tensors(self.config, index)
-        return LayerTensors((role, read(role, shape)) for role, shape in shapes.items())
+    def in_turn(
+        self, order: Iterable[int], read: Callable[[int, Alive], W]
+    ) -> Iterator[tuple[int, W]]:
+        """(index, `read(index, …)`) in order, as `layers`; with `whole_layer` for gradients.
+
+        `read` may run in another thread. It makes tensors on the device, and calls what it is given
+        before each.
+        """
+        if self.tiles.reads_ahead:
+            yield from in_turn(order, read, self.device)
+            return
+        for index in order:
+            yield index, read(index, lambda: None)
+
+    def whole_layer(self, index: int, alive: Alive = lambda: None) -> dict[str, Tensor]:
+        """The same with every tensor resident, to compute gradients.
+
+        `alive` is called before each tensor; it may raise.
+        """
+        tensors = LayerTensors()
+        for role, shape in layer_tensors(self.config, index).items():
+            alive()
+            name = tensor_name(self.config, index, role)
+            tensors[role] = self._whole(name, self._dtype_of(index, role, shape))
+        return tensors
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor, float32, on the device."""
