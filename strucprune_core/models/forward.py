@@ -83,7 +83,7 @@ def _gathered(
     prefix = tensor_name(stream.config, layer, "")
     loaded = (stream.load(hidden[rows]) for rows in batches)
     try:
-        return stream.modules.gather(layer, weights, prefix, loaded, room)
+        return stream.modules.gather(layer, weights, prefix, loaded, room, stream.dtype)
     except NoRecord:
         return weights
 

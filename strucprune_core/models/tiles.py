@@ -33,6 +33,8 @@ class Tiles:
             by default.
         expert_by_expert: Whether matrices of a layer's experts are read when they are used, so that
             one expert is resident at a time. For layers in transformers' modules.
+        operand_bytes: What the plan counts for an operand of a layer's matrix products: see
+            `models.precision`.
         layers_ahead: Layers that are read, whole, before they are wanted: 0, or 1 while another one
             computes.
         resident_tokens: Hidden states of at most so many tokens stay on the device while they pass
@@ -44,6 +46,7 @@ class Tiles:
     vocabulary_rows: int = 4096
     head_tokens: int = 2048
     expert_by_expert: bool = False
+    operand_bytes: int = 4
     layers_ahead: int = 0
     resident_tokens: int = 0
 

@@ -30,6 +30,7 @@ from strucprune_core.plan.memory.device import (
 )
 from strucprune_core.plan.memory.forward import layer_bytes
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
+from strucprune_core.plan.precision import planned_operand_bytes
 from strucprune_core.spec import JobSpec
 
 RESIDENT_LAYER_BYTES = 256 * 2**20
@@ -132,8 +133,12 @@ def _default(spec: JobSpec, config: ModelConfig) -> Plan:
     resident = config.generic is not None or largest <= RESIDENT_LAYER_BYTES
     rows = None if resident else DEFAULT_PANEL_ROWS
     tokens = spec.runtime.micro_batch_tokens or DEFAULT_TOKENS
-    ahead = 1 if resident else 0
-    tiles = Tiles(micro_batch_tokens=tokens, weight_rows=rows, layers_ahead=ahead)
+    tiles = Tiles(
+        micro_batch_tokens=tokens,
+        weight_rows=rows,
+        operand_bytes=planned_operand_bytes(spec),
+        layers_ahead=1 if resident else 0,
+    )
     widest = max(max(block.ffn_widths, default=0) for block in config.blocks)
     whole = widest <= RESIDENT_GRAM_COLUMNS or spec.pruning.solver == "admm"
     panels = Panels() if whole else Panels(panel=DEFAULT_PANEL_ROWS)
