@@ -106,6 +106,10 @@ class Settings(LimitSettings):
             oldest ended jobs are archived. No other limits by default. Workers need the same value,
             since they enforce `running_jobs`.
         tenant_limits: JSON object, tenant -> limits that replace those above as a whole.
+        gpu_memory_bytes: The `runtime.device_memory_bytes` of jobs that ask for `cuda` and name
+            none; it becomes part of the job. Take what the smallest GPU of a worker has, less some
+            4 GB for CUDA itself: the default is for 24 GiB. With `null` such jobs run in small
+            pieces.
         task_downloads: Whether jobs may name tasks of lm-evaluation-harness, whose data workers
             then download from a Hugging Face hub (or read from its cache, with `HF_HUB_OFFLINE`).
             If not, jobs bring task files. API and workers need the same value.
@@ -156,6 +160,7 @@ class Settings(LimitSettings):
         default_factory=dict
     )
     allow_local_files: bool = False
+    gpu_memory_bytes: int | None = Field(default=20 * 2**30, ge=2**20)
     webhook_secrets: dict[Tenant, WebhookSecret] = Field(default_factory=dict, repr=False)
     webhook_hosts: tuple[str, ...] = ()
     webhook_allow_http: bool = False

@@ -21,6 +21,7 @@ from api.job_limits import (
     label_issues,
     priority_issues,
     with_deadline,
+    with_gpu_memory,
 )
 from api.jobs.archive import recall
 from api.jobs.doorbell import ring_if_missing
@@ -144,7 +145,8 @@ def examine(
 ) -> tuple[Verdict, JobSpec]:
     """Judge a job: what would keep it from working. Reads nothing at a URI that is not allowed.
 
-    The verdict comes with the job as it was judged: a branch of a hub is replaced by its commit.
+    The verdict comes with the job as it was judged: a branch of a hub is replaced by its commit,
+    and a job for a GPU has a limit of device memory.
 
     Blocks until a helper has judged the job, so the caller must hold a turn of
     `services.inspections`.
@@ -165,6 +167,7 @@ def examine(
             [*examine_parts(services, tenant, PartialJob.of(spec)), *about_webhook]
         ), spec
     limits = services.settings.limits_of(tenant)
+    judged = with_gpu_memory(judged, services.settings.gpu_memory_bytes)
     found = _judge(services, judged, limits)
     late = [
         *_issues_of_limits(judged, limits),

@@ -356,6 +356,9 @@ class Limits(BaseModel):
     request_bytes: int
     page_size: int
     wait_seconds: int
+    gpu_memory_bytes: int | None = Field(
+        description="Device memory of jobs that ask for `cuda` and name no limit."
+    )
 
 
 class Capabilities(BaseModel):

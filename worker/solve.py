@@ -89,6 +89,7 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
                 reservations=reservations,
                 task_downloads=request.task_downloads,
                 rates=_usable(request),
+                takes_free_memory=False,
             )
             return EXIT_DONE
         report = run_job(
@@ -103,6 +104,8 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
             layers=report_layers,
             task_downloads=request.task_downloads,
             rates=_usable(request),
+            # The limit follows from the specification: all workers use the same pieces.
+            takes_free_memory=False,
         )
     except Stopped:
         return EXIT_STOPPED

@@ -97,7 +97,8 @@ def stepping(
         # transformers takes seconds and 100 MB to import: only here.
         from strucprune_core.models.generic.steps import step_of
 
-        return step_of(stream, sequences, length, scratch, _group_of_bytes, alive)
+        # In float32: what a cache holds of bfloat16 layers differs from class to class.
+        return step_of(stream.in_float32, sequences, length, scratch, _group_of_bytes, alive)
     cache = key_value_cache(scratch, stream.config, sequences, length)
     seen = 0
 
@@ -134,12 +135,12 @@ def prefill(
     config, (sequences, length) = stream.config, tokens.shape
     hidden = temporary_array(scratch, (sequences, length, config.hidden_size))
     embed(stream, tokens, hidden)
-    for layer in range(config.layers):
-        weights = stream.layer(layer)
+    for layer, weights in stream.layers(range(config.layers)):
         for part in micro_batches(sequences, length, stream.tiles.micro_batch_tokens):
-            decoder = _Beginning(config, torch.from_numpy(cache[layer, :, part]))
+            decoder = _Beginning(config, stream.dtype, torch.from_numpy(cache[layer, :, part]))
             x = stream.load(hidden[part])
             hidden[part] = decoder.forward_layer(config.blocks[layer], x, weights).hidden.cpu()
+        del weights
         tick()
     return np.array(hidden[:, -1])
 
@@ -159,14 +160,15 @@ def step(
     config = stream.config
     hidden = _embed(stream, tokens, position)
     group = _group(config, cache.shape[-2])
-    for layer in range(config.layers):
-        weights = stream.layer(layer)
+    for layer, weights in stream.layers(range(config.layers)):
         for start in range(0, len(tokens), group):
             part = slice(start, start + group)
-            decoder = _Continuing(config, torch.from_numpy(cache[layer, :, part]), position)
+            seen = torch.from_numpy(cache[layer, :, part])
+            decoder = _Continuing(config, stream.dtype, seen, position)
             x = torch.from_numpy(hidden[part, None]).to(stream.device)
             trace = decoder.forward_layer(config.blocks[layer], x, weights)
             hidden[part] = trace.hidden[:, 0].cpu().numpy()
+        del weights
         tick()
     return hidden
 
@@ -233,8 +235,8 @@ def _embed(stream: ModelStream, tokens: NDArray[np.int32], position: int) -> NDA
 class _Beginning(Decoder):
     """The decoder for the first tokens of sequences, whose keys and values the cache receives."""
 
-    def __init__(self, config: ModelConfig, cache: Tensor) -> None:
-        super().__init__(config)
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, cache: Tensor) -> None:
+        super().__init__(config, dtype)
         self._cache = cache  # (2, b, kv_heads, length, head_dim)
 
     def kv_head_panels(self, block: LayerConfig, weights: LayerWeights) -> Iterator[range]:
@@ -267,8 +269,10 @@ class _Beginning(Decoder):
 class _Continuing(Decoder):
     """The decoder for one new token per sequence, whose attention sees the cached ones as well."""
 
-    def __init__(self, config: ModelConfig, cache: Tensor, position: int) -> None:
-        super().__init__(config)
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype, cache: Tensor, position: int
+    ) -> None:
+        super().__init__(config, dtype)
         self._cache, self._position = cache, position  # (2, b, kv_heads, length, head_dim)
 
     def kv_head_panels(self, block: LayerConfig, weights: LayerWeights) -> Iterator[range]:

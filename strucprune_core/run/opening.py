@@ -18,7 +18,12 @@ from strucprune_core.errors import naming_field
 from strucprune_core.evaluation.device_rates import measured_rates
 from strucprune_core.export.checks import check_installed, check_vocabulary
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.devices import choose_device, computing_on, settle_vector_math
+from strucprune_core.models.devices import (
+    choose_device,
+    computing_on,
+    matrix_products_in,
+    settle_vector_math,
+)
 from strucprune_core.models.own_head import with_own_head
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import texts_behind
@@ -30,10 +35,12 @@ from strucprune_core.plan.inspection import (
 from strucprune_core.plan.memory.forward import layer_bytes
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.pins import pinned_spec
+from strucprune_core.plan.precision import precision_of
 from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.plan.search import labels
 from strucprune_core.plan.sizes import own_units
 from strucprune_core.run.context import Job
+from strucprune_core.run.device_memory import free_bytes, with_device_memory
 from strucprune_core.run.finished_units import UnitsOfSize
 from strucprune_core.run.memory_meter import MemoryMeter
 from strucprune_core.run.pins import pinned_in
@@ -60,6 +67,7 @@ class Order:
         scratch: Local directory for temporary files.
         open_store: Opens the stores that the spec names.
         task_downloads: Whether data of tasks may come from a hub.
+        takes_free_memory: Whether a job on a GPU that names no limit is limited to what is free.
         rates: Of the device, by which times are predicted; None: they are measured first.
     """
 
@@ -68,6 +76,7 @@ class Order:
     scratch: Path
     open_store: Callable[[str], Store]
     task_downloads: bool = True
+    takes_free_memory: bool = True
     rates: DeviceRates | None = None
 
 
@@ -96,17 +105,21 @@ def opened(
         task_downloads=order.task_downloads,
     )
     spec, facts = job_facts.spec, job_facts.model
+    device = choose_device(spec.runtime.device)
+    if order.takes_free_memory:
+        spec = with_device_memory(spec, order.workspace, partial(free_bytes, device))
     order = replace(order, spec=spec)
     check_installed(spec.pruning.exports)
     workspace = _workspace(order, facts.index, texts, meter, on_upload)
     facts = _with_tokenizer(facts, spec)
-    device = choose_device(spec.runtime.device)
+    precision = precision_of(spec, facts, "cuda" if device.type == "cuda" else "cpu")
     settle_vector_math()
     rates = order.rates or measured_rates(device, torch.get_num_threads())
     with (
         computing_on(device),
         _read_ahead(facts.index, facts.config, order.scratch) as weights,
         MemoryMeter(device, spec.runtime.device_memory_bytes).running() as memory,
+        matrix_products_in(precision),
     ):
         with naming_field("model.uri"):
             config = with_own_head(facts.config, weights, meter.safe_point)
@@ -130,6 +143,7 @@ def opened(
                 plan=plan_job(alone, config),
                 rates=rates,
                 task_downloads=order.task_downloads,
+                precision=precision,
             )
             if not size:
                 return job
