@@ -88,7 +88,7 @@ class Job:
     @cached_property
     def units(self) -> UnitFiles:
         """What finished units have left."""
-        return UnitFiles(self.workspace, self.device, self.panels)
+        return UnitFiles(self.workspace, self.device, self.panels, self.transfers)
 
     @cached_property
     def dense(self) -> ModelStream:
@@ -116,7 +116,7 @@ class Job:
     @cached_property
     def room(self) -> Room:
         """Where matrices that are solved lie."""
-        scratch = ScratchMatrices(self.scratch, self.device)
+        scratch = ScratchMatrices(self.scratch, self.device, self.transfers)
         return Room(self.device, self.panels, scratch, self.safe_point)
 
     @cached_property

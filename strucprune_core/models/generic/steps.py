@@ -74,12 +74,12 @@ class _CachedStep:
         ids = torch.from_numpy(tokens[:, -1].astype(np.int64)).to(self._stream.device)
         hidden = np.empty((len(tokens), config.hidden_size), dtype=np.float32)
         for part, group in self._groups:
-            hidden[part] = group.embed(rows[part], ids[part])[:, 0].cpu().numpy()
+            self._stream.put(hidden, part, group.embed(rows[part], ids[part])[:, 0])
         for layer in range(config.layers):
             weights = self._stream.layer(layer)
             for part, group in self._groups:
                 x = self._stream.load(hidden[part, None])
-                hidden[part] = group.run_layer(layer, weights, x)[:, 0].cpu().numpy()
+                self._stream.put(hidden, part, group.run_layer(layer, weights, x)[:, 0])
             tick()
         return hidden
 
