@@ -39,6 +39,8 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
 # A tensor that is converted or moved is read in pieces of this size, so that its stored form is
 # never in memory beside it. Large enough that requests to a store stay few.
 PIECE_BYTES = 32 * 2**20
+# What is copied to a GPU at once: of as much, that is there in the stored dtype and in the new one.
+PINNED_BYTES = 4 * 2**20
 # Of a number in MXFP4 while it is unpacked: 0.5 as stored, 2 as an index, 4 as its value.
 _BYTES_PER_PACKED_NUMBER = 8
 
@@ -131,7 +133,7 @@ class TensorReader:
         step = _rows_of_a_piece(info)
         for first in range(start, stop, step):
             last = min(first + step, stop)
-            result[first - start : last - start].copy_(self._stored_rows(info, first, last))
+            _copy(self._stored_rows(info, first, last), result[first - start : last - start])
         return result
 
     def pieces(self, name: str) -> Iterator[Tensor]:
@@ -214,10 +216,11 @@ class TensorReader:
     def _add(self, values: Tensor, low_rank: LowRank, span: slice) -> None:
         """Add rows of a product of two matrices, in place."""
         key = (low_rank.down.name, low_rank.up.name)
-        if self._pair is None or self._pair[0] != key:
+        pair = self._pair  # Another thread may replace it at any time.
+        if pair is None or pair[0] != key:
             down, up = (self._whole(low_rank.store, info) for info in (low_rank.down, low_rank.up))
-            self._pair = key, down, up
-        _, down, up = self._pair
+            pair = self._pair = key, down, up
+        _, down, up = pair
         turned = low_rank.transposed
         values.add_(low_rank_rows(down, up, low_rank.scale, span, turned=turned))
 
@@ -237,6 +240,21 @@ class TensorReader:
         self._on_read(info.size_bytes)
         data = store.read(info.file, info.start, info.size_bytes)
         return _decode(data, info.dtype, info.shape).double()
+
+
+def _copy(rows: Tensor, target: Tensor) -> None:
+    """Convert rows to the target's dtype, on its device.
+
+    A GPU converts them itself. They pass pinned memory, from which it copies while this thread
+    reads on; torch keeps such memory until the copy is done, and uses it again.
+    """
+    if target.device.type != "cuda":
+        target.copy_(rows)
+        return
+    step = max(1, PINNED_BYTES // max(1, rows[:1].nbytes))
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step].pin_memory()
+        target[start : start + step].copy_(part, non_blocking=True)
 
 
 def _row_bytes(info: TensorInfo) -> int:

@@ -22,6 +22,7 @@ def estimate(body: JobBody, as_json: JsonOption = False) -> None:
     """
     from strucprune_core.plan.estimate import estimate_job
     from strucprune_core.plan.inspection import check_reach, read_job_model
+    from strucprune_core.plan.precision import with_planned_precision
     from strucprune_core.plan.targets import resolved
     from strucprune_core.storage.open import open_store
 
@@ -29,6 +30,7 @@ def estimate(body: JobBody, as_json: JsonOption = False) -> None:
         spec = parse_spec(_estimated(body()))
         facts = read_job_model(spec, open_store)
         spec = resolved(spec, facts, partial(check_reach, config=facts.config))
+        spec = with_planned_precision(spec, facts)
         for alone in spec.by_size().values():
             check_reach(alone.pruning, facts.config)
         show_estimate(estimate_job(spec, facts).model_dump(), as_json)

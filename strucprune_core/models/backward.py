@@ -62,7 +62,7 @@ def backward_layer(
     kinds = (kind for kind, _ in outputs)
     shape = (*hidden.shape[:2], -1)
     return LayerGradients(
-        at_input, [(k, g.reshape(shape)) for k, g in zip(kinds, at_outputs, strict=True)]
+        at_input, [(k, g.float().reshape(shape)) for k, g in zip(kinds, at_outputs, strict=True)]
     )
 
 

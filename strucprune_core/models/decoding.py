@@ -98,7 +98,8 @@ def stepping(
         # transformers takes seconds and 100 MB to import: only here.
         from strucprune_core.models.generic.steps import step_of
 
-        return step_of(stream, sequences, length, scratch, _group_of_bytes, alive)
+        # In float32: what a cache holds of bfloat16 layers differs from class to class.
+        return step_of(stream.in_float32, sequences, length, scratch, _group_of_bytes, alive)
     cache = key_value_cache(scratch, stream.config, sequences, length)
     seen = 0
 
@@ -135,13 +136,13 @@ def prefill(
     config, (sequences, length) = stream.config, tokens.shape
     hidden = temporary_array(scratch, (sequences, length, config.hidden_size))
     embed(stream, tokens, hidden)
-    for layer in range(config.layers):
-        weights = stream.layer(layer)
+    for layer, weights in stream.layers(range(config.layers)):
         for part in micro_batches(sequences, length, stream.tiles.micro_batch_tokens):
             kept = torch.from_numpy(cache[layer, :, part])
-            decoder = _Beginning(config, kept, stream.transfers)
+            decoder = _Beginning(config, stream.dtype, kept, stream.transfers)
             x = stream.load(hidden[part])
             stream.put(hidden, part, decoder.forward_layer(config.blocks[layer], x, weights).hidden)
+        del weights
         tick()
     return np.array(hidden[:, -1])
 
@@ -161,15 +162,15 @@ def step(
     config = stream.config
     hidden = _embed(stream, tokens, position)
     group = _group(config, cache.shape[-2])
-    for layer in range(config.layers):
-        weights = stream.layer(layer)
+    for layer, weights in stream.layers(range(config.layers)):
         for start in range(0, len(tokens), group):
             part = slice(start, start + group)
             kept = torch.from_numpy(cache[layer, :, part])
-            decoder = _Continuing(config, kept, position, stream.transfers)
+            decoder = _Continuing(config, stream.dtype, kept, position, stream.transfers)
             x = stream.load(hidden[part, None])
             trace = decoder.forward_layer(config.blocks[layer], x, weights)
             stream.put(hidden, part, trace.hidden[:, 0])
+        del weights
         tick()
     return hidden
 
@@ -236,8 +237,10 @@ def _embed(stream: ModelStream, tokens: NDArray[np.int32], position: int) -> NDA
 class _Beginning(Decoder):
     """The decoder for the first tokens of sequences, whose keys and values the cache receives."""
 
-    def __init__(self, config: ModelConfig, cache: Tensor, transfers: Transfers) -> None:
-        super().__init__(config)
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype, cache: Tensor, transfers: Transfers
+    ) -> None:
+        super().__init__(config, dtype)
         self._transfers = transfers
         self._cache = cache  # (2, b, kv_heads, length, head_dim)
 
@@ -273,9 +276,14 @@ class _Continuing(Decoder):
     """The decoder for one new token per sequence, whose attention sees the cached ones as well."""
 
     def __init__(
-        self, config: ModelConfig, cache: Tensor, position: int, transfers: Transfers
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        cache: Tensor,
+        position: int,
+        transfers: Transfers,
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, dtype)
         self._transfers = transfers
         self._cache, self._position = cache, position  # (2, b, kv_heads, length, head_dim)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import platform
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from strucprune_core.errors import InvalidSpec
+from strucprune_core.models.precision import Precision
 from strucprune_core.spec import DEVICES, is_gpu
 
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -68,6 +70,22 @@ def computing_on(device: torch.device) -> contextlib.AbstractContextManager[obje
     if device.index is None:
         return contextlib.nullcontext()
     return torch.cuda.device(device)
+
+
+@contextlib.contextmanager
+def matrix_products_in(precision: Precision) -> Iterator[None]:
+    """Inside, a GPU computes float32 matrix products as the precision says.
+
+    In `tf32` from operands rounded to 10 bits. In `bfloat16` as well: what is float32 there
+    (logits, Gram matrices, routers) comes from activations of 7 bits. In `float32` from whole
+    operands, whatever was set before.
+    """
+    products, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    products.allow_tf32 = precision != "float32"
+    try:
+        yield
+    finally:
+        products.allow_tf32 = before
 
 
 @cache

@@ -90,7 +90,7 @@ def _gathered(
     prefix = tensor_name(stream.config, layer, "")
     loaded = (stream.load(hidden[rows]) for rows in batches)
     try:
-        return stream.modules.gather(layer, weights, prefix, loaded, room)
+        return stream.modules.gather(layer, weights, prefix, loaded, room, stream.dtype)
     except NoRecord:
         return weights
 
@@ -132,9 +132,9 @@ def _through(
 ) -> None:
     """Fill in the output of the last layer."""
     embed(stream, tokens, hidden)
-    for layer in range(stream.config.layers):
-        weights = stream.layer(layer)
+    for layer, weights in stream.layers(range(stream.config.layers)):
         for batch, trace in run_batches(stream, layer, weights, hidden, scratch):
             stream.put(hidden, batch, trace.hidden)
             del trace  # Not beside the next micro-batch's.
+        del weights
         tick()

@@ -6,9 +6,9 @@ depth or the square of its width.
 
 With a limit the pieces are the largest that fit, and what saves most copies between host and device
 comes first: whole layers and whole Gram matrices, which then cross once; hidden states that stay on
-the device from layer to layer; the number of tokens at a time; large tiles of the vocabulary. If
-even the smallest pieces do not fit, the job is refused, and the error names the amount that
-suffices.
+the device from layer to layer; the number of tokens at a time; a layer that is read ahead; large
+tiles of the vocabulary. If even the smallest pieces do not fit, the job is refused, and the error
+names the amount that suffices.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from strucprune_core.plan.memory.device import (
 )
 from strucprune_core.plan.memory.forward import layer_bytes
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
+from strucprune_core.plan.precision import planned_operand_bytes
 from strucprune_core.spec import JobSpec
 
 RESIDENT_LAYER_BYTES = 256 * 2**20
@@ -132,7 +133,12 @@ def _default(spec: JobSpec, config: ModelConfig) -> Plan:
     resident = config.generic is not None or largest <= RESIDENT_LAYER_BYTES
     rows = None if resident else DEFAULT_PANEL_ROWS
     tokens = spec.runtime.micro_batch_tokens or DEFAULT_TOKENS
-    tiles = Tiles(micro_batch_tokens=tokens, weight_rows=rows)
+    tiles = Tiles(
+        micro_batch_tokens=tokens,
+        weight_rows=rows,
+        operand_bytes=planned_operand_bytes(spec),
+        layers_ahead=1 if resident else 0,
+    )
     widest = max(max(block.ffn_widths, default=0) for block in config.blocks)
     whole = widest <= RESIDENT_GRAM_COLUMNS or spec.pruning.solver == "admm"
     panels = Panels() if whole else Panels(panel=DEFAULT_PANEL_ROWS)
@@ -161,12 +167,19 @@ class _Search:
         self._all_tokens = longest
 
     def largest(self, plan: Plan) -> Plan:
-        """The largest pieces that fit; those that need least if none do."""
+        """The largest pieces that fit; those that need least if none do.
+
+        A layer is read ahead if there is room for it beside all but larger tiles.
+        """
+        plan = self._planned((replace(plan.tiles, layers_ahead=0), plan.panels))
         plan = self._best(((plan.tiles, panels) for panels in self._panels(plan)), SOLVER_STEPS)
         plan = self._best(self._small_tiles(plan), VOCABULARY_STEPS)
         plan = self._layers(plan)
         if not self._fits(plan):
             return plan
+        ahead = self._planned((replace(plan.tiles, layers_ahead=1), plan.panels))
+        if plan.tiles.whole_layers and self._fits(ahead):
+            plan = ahead
         return next(filter(self._fits, map(self._planned, self._large_tiles(plan))), plan)
 
     def _layers(self, plan: Plan) -> Plan:

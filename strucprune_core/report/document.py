@@ -56,6 +56,14 @@ class Environment(Part):
     device: str
     platform: str
     threads: int
+    precision: str = Field(
+        default="float32",
+        description="`float32`, `tf32` or `bfloat16`: of matrix products in layers.",
+    )
+    solve_dtype: str = Field(
+        default="float64",
+        description="Of damage curves and solves: `float64`, or `float32` where checks allow it.",
+    )
 
 
 class SizeSummary(Part):

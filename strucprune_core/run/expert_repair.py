@@ -44,7 +44,9 @@ class LayerRepair:
     """
 
     def __init__(self, job: Job, pruned: ModelStream, layer: int) -> None:
-        self._job, self._pruned, self._layer = job, pruned, layer
+        # In float32: what experts lack is a small difference of what they put out.
+        self._dense, self._pruned = job.dense.in_float32, pruned.in_float32
+        self._job, self._layer = job, layer
         self._first_held_out = job.split.train
 
     def plainly(self, dense: Rows, pruned: Rows, out: Rows) -> None:
@@ -55,7 +57,7 @@ class LayerRepair:
             pruned: The pruned model's.
             out: Filled with both outputs, (2 x samples x length x d).
         """
-        self._pass(self._job.dense, self._weights(self._job.dense), dense, out[0])
+        self._pass(self._dense, self._weights(self._dense), dense, out[0])
         self._pass(self._pruned, self._weights(self._pruned), pruned, out[1])
 
     def repaired(
@@ -89,7 +91,7 @@ class LayerRepair:
     def _fitted(self, dense: Rows, pruned: Rows, out: Rows) -> dict[str, Tensor]:
         """Changed tensors by role, float32, rounded as they will be stored; fills `out`."""
         weights = self._weights(self._pruned)
-        wanted = self._observed(self._job.dense, self._weights(self._job.dense), dense, out[0])
+        wanted = self._observed(self._dense, self._weights(self._dense), dense, out[0])
         seen = self._observed(self._pruned, weights, pruned, out[1])
         seen.residual[:] = wanted.residual - seen.residual
         modules = _modules(self._pruned)

@@ -46,7 +46,7 @@ class LayerStates:
 
     def given_matrices(self, layer: int) -> dict[str, Tensor]:
         """The same before distillation."""
-        given = self._given.whole_layer(layer)
+        given = self._given.in_float32.whole_layer(layer)
         return {role: given[role] for role in distilled_roles(self._given.config, layer)}
 
     def load(self, layer: int) -> dict[str, Trained]:

@@ -104,13 +104,13 @@ def _divergences(
         runs.append((layer, kind))
         return _of_run(states, len(runs) - 1, sequences)
 
-    for layer in range(group.start, job.config.layers):
-        weights = job.dense.layer(layer)
+    for layer, weights in job.dense.layers(range(group.start, job.config.layers)):
         if runs:  # A layer that is the same for all: they pass it together.
             together = states[: len(runs) * sequences]
             run_layer(job, layer, weights, given(layer), together, together)
         if layer in group:
             change(layer, weights, partial(place, layer))
+        del weights
         job.tick(layer - group.start, job.config.layers - group.start)
     each = [_of_run(states, number, sequences) for number in range(len(runs))]
     divergences = divergences_from_dense(job, last, each)

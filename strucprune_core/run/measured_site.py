@@ -122,7 +122,7 @@ def matrix_of(
     rows, columns = (stored_columns, stored_rows) if turned else (stored_rows, stored_columns)
     if job.panels.fits(columns):
         stored = source.tensor(name, device=job.device, dtype=torch.float32)
-        job.transfers.count(to_device=stored.nbytes)
+        job.transfers.count(to_device=stored.numel() * job.stored_bytes)
         return DeviceMatrix(stored.T if turned else stored)
     matrix = job.room.matrix(rows, columns, torch.float32)
     for span in spans(stored_rows, job.panels.panel):

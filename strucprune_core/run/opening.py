@@ -19,7 +19,12 @@ from strucprune_core.evaluation.device_rates import measured_rates
 from strucprune_core.export.checks import check_installed, check_vocabulary
 from strucprune_core.method.linalg.transfers import Transfers
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.devices import choose_device, computing_on, settle_vector_math
+from strucprune_core.models.devices import (
+    choose_device,
+    computing_on,
+    matrix_products_in,
+    settle_vector_math,
+)
 from strucprune_core.models.own_head import with_own_head
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import texts_behind
@@ -31,6 +36,7 @@ from strucprune_core.plan.inspection import (
 from strucprune_core.plan.memory.forward import layer_bytes
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.pins import pinned_spec
+from strucprune_core.plan.precision import precision_of
 from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.plan.search import labels
 from strucprune_core.plan.sizes import own_units
@@ -107,12 +113,14 @@ def opened(
     check_installed(spec.pruning.exports)
     workspace = _workspace(order, facts.index, texts, meter, on_upload)
     facts = _with_tokenizer(facts, spec)
+    precision = precision_of(spec, facts, "cuda" if device.type == "cuda" else "cpu")
     settle_vector_math()
     rates = order.rates or measured_rates(device, torch.get_num_threads())
     with (
         computing_on(device),
         _read_ahead(facts.index, facts.config, order.scratch) as weights,
         MemoryMeter(device, spec.runtime.device_memory_bytes).running() as memory,
+        matrix_products_in(precision),
     ):
         with naming_field("model.uri"):
             config = with_own_head(facts.config, weights, meter.safe_point)
@@ -138,6 +146,7 @@ def opened(
                 rates=rates,
                 task_downloads=order.task_downloads,
                 transfers=transfers,
+                precision=precision,
             )
             if not size:
                 return job

@@ -75,11 +75,11 @@ class _CachedStep:
         hidden = np.empty((len(tokens), config.hidden_size), dtype=np.float32)
         for part, group in self._groups:
             self._stream.put(hidden, part, group.embed(rows[part], ids[part])[:, 0])
-        for layer in range(config.layers):
-            weights = self._stream.layer(layer)
+        for layer, weights in self._stream.layers(range(config.layers)):
             for part, group in self._groups:
                 x = self._stream.load(hidden[part, None])
                 self._stream.put(hidden, part, group.run_layer(layer, weights, x)[:, 0])
+            del weights
             tick()
         return hidden
 

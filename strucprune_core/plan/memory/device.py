@@ -24,10 +24,12 @@ from strucprune_core.plan.graph import PROBE_GROUP_LAYERS
 from strucprune_core.plan.memory.forward import (
     FP32_BYTES,
     Batch,
+    ahead_bytes,
     distinct_layers,
     forward_bytes,
     layer_bytes,
     micro_batch,
+    pass_bytes,
     resident_bytes,
 )
 from strucprune_core.plan.memory.solver import (
@@ -138,7 +140,7 @@ def _passing(config: ModelConfig, batch: Batch, tiles: Tiles, tokens: int) -> in
 
     The input of a micro-batch is a part of those that stay.
     """
-    running = _forward(config, batch, tiles)
+    running = pass_bytes(config, batch, tiles)
     if tokens > tiles.resident_tokens:
         return running
     return running + _states(config, tokens - batch.tokens)
@@ -186,7 +188,7 @@ def _beside_experts(
     """Numbers of experts side by side: routers avoid the others. Then the model without them."""
     sequences, length = probe_shape(spec.calibration)
     runs = len(measured_steps(config, spec.pruning))
-    probe = _forward(config, micro_batch(tiles, runs * sequences, length), tiles)
+    probe = pass_bytes(config, micro_batch(tiles, runs * sequences, length), tiles)
     if tiles.expert_by_expert:  # Where routers avoid experts, the last expert's matrices stay.
         probe += max(matrices_bytes(config, layer) for layer in range(config.layers))
     shown = divergences_bytes(config, sequences * length, runs, tiles)
@@ -210,7 +212,7 @@ def _evaluation(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> dict[str, i
         tokens = batch_tokens(config.hidden_size)
         request = micro_batch(tiles, tokens, context_of(config))
         terms["tasks"] = max(
-            _forward(config, request, tiles),
+            pass_bytes(config, request, tiles),
             embedding_bytes(config, tokens, tiles),
             losses_bytes(config, tokens, tiles),
         )
@@ -223,10 +225,10 @@ def _samples(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
     """What all prompts have tokens for at once, then one token of each beside its cache."""
     first, longest = most_tokens(spec)
     sequences = len(spec.sampled_prompts)
-    beginning = _forward(config, micro_batch(tiles, sequences, first), tiles)
+    beginning = pass_bytes(config, micro_batch(tiles, sequences, first), tiles)
     heads = max(block.kv_heads for block in config.blocks)
     cached = FP32_BYTES * 2 * heads * config.head_dim * longest * sequences
-    step = _forward(config, Batch(sequences, 1), tiles) + cached
+    step = pass_bytes(config, Batch(sequences, 1), tiles) + cached
     head = losses_bytes(config, sequences, tiles)
     return max(beginning, step, head, embedding_bytes(config, sequences * first, tiles))
 
@@ -248,11 +250,11 @@ def _probes(
     running += _pruned_copy(config, places, tiles, panels)
     solving = 0
     for m in {place.site.structures * place.site.columns for place in places}:
-        kept = math.ceil((1 - PROBE_SPARSITY) * m)
-        solved = ridge_device_bytes(m, config.hidden_size, kept, panels)
+        stay = math.ceil((1 - PROBE_SPARSITY) * m)
+        solved = ridge_device_bytes(m, config.hidden_size, stay, panels)
         solving = max(solving, *solved.values())
     return {
-        "probe": max(running, kept + resident + solving),
+        "probe": max(running, kept + resident + ahead_bytes(config, tiles) + solving),
         "divergence": kept + divergences_bytes(config, sequences * length, runs, tiles),
     }
 
@@ -265,7 +267,7 @@ def _blocks(spec: JobSpec, config: ModelConfig, tiles: Tiles, divergence: int) -
     together = micro_batch(tiles, runs * sequences, length)
     shown = divergences_bytes(config, sequences * length, runs, tiles)
     return {
-        "blocks": _forward(config, together, tiles),
+        "blocks": pass_bytes(config, together, tiles),
         "divergence": max(divergence, shown),
     }
 
@@ -304,7 +306,7 @@ def _verify(config: ModelConfig, tiles: Tiles) -> int:
             matrix *= 4 * len(config.blocks[layer].ffn_widths)
         running = forward_bytes(config, layer, batch, whole) - layer_bytes(config, layer)
         largest = max(largest, FP32_BYTES * matrix + running)
-    return max(largest, _forward(config, batch, tiles))
+    return max(largest, pass_bytes(config, batch, tiles))
 
 
 def _forward(config: ModelConfig, batch: Batch, tiles: Tiles) -> int:
@@ -402,5 +404,6 @@ def _training(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) ->
         terms["distillation"] = 5 * layer + GRAPH_ACTIVATIONS * activations
     if energy_of(spec.pruning) == "gradient":
         one = Batch(1, probe_shape(spec.calibration)[1])
-        terms["gradient"] = layer + GRAPH_ACTIVATIONS * (_forward(config, one, whole) - layer)
+        held = layer + ahead_bytes(config, tiles)
+        terms["gradient"] = held + GRAPH_ACTIVATIONS * (_forward(config, one, whole) - layer)
     return terms

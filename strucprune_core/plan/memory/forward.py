@@ -72,6 +72,21 @@ def resident_bytes(config: ModelConfig, layer: int, tiles: Tiles) -> int:
     return whole - experts.count * matrices_bytes(config, layer)
 
 
+def pass_bytes(config: ModelConfig, batch: Batch, tiles: Tiles) -> int:
+    """Peak while layer after layer runs, with the one that is read ahead."""
+    layers = distinct_layers(config)
+    running = max(forward_bytes(config, layer, batch, tiles) for layer in layers)
+    return running + ahead_bytes(config, tiles)
+
+
+def ahead_bytes(config: ModelConfig, tiles: Tiles) -> int:
+    """The layer that is read before it is wanted."""
+    if not tiles.reads_ahead:
+        return 0
+    largest = max(layer_bytes(config, layer) for layer in distinct_layers(config))
+    return tiles.layers_ahead * largest
+
+
 def forward_bytes(
     config: ModelConfig,
     layer: int,

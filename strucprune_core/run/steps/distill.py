@@ -22,6 +22,7 @@ from strucprune_core.method.training.distillation import DistillationStatus, has
 from strucprune_core.method.training.schedule import rate_factor
 from strucprune_core.models.backward import layer_gradients
 from strucprune_core.models.forward import micro_batches
+from strucprune_core.models.layers_ahead import Alive
 from strucprune_core.models.output_gradients import kl_gradients
 from strucprune_core.models.pruned_weights import SiteSolution, as_stored
 from strucprune_core.models.tensors import layer_tensors, tensor_name
@@ -156,12 +157,12 @@ class _Model:
         shape = (layers + 1, *tokens.shape, self._config.hidden_size)
         states = temporary_array(self._job.scratch, shape)
         embed(self._job.dense, tokens, states[0])
-        for layer in range(layers):
-            weights = self._weights(layer, self._states.matrices(layer))
+        for layer, weights in self._given.in_turn(range(layers), self._read):
             for batch in self._batches(len(rows)):
                 x = self._on_device(states[layer, batch])
                 output = self._given.forward_layer(layer, x, weights).hidden
                 states[layer + 1, batch] = self._given.to_host(output)
+            del weights
             self._job.tick(layer, 2 * layers)
         yield states
 
@@ -187,6 +188,11 @@ class _Model:
             state.update(total[role], step, rate)
         self._states.save(layer, states)
         return before
+
+    def _read(self, layer: int, alive: Alive) -> dict[str, Tensor]:
+        """All of a layer's tensors, to run forward."""
+        alive()
+        return self._weights(layer, self._states.matrices(layer))
 
     def _weights(self, layer: int, matrices: dict[str, Tensor]) -> dict[str, Tensor]:
         """All of a layer's tensors: its matrices in training, and the rest as it was."""

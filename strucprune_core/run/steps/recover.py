@@ -76,7 +76,7 @@ class _Layer(ABC):
         file, model = job.units.path(Solve(index).solution), PrunedModel(job)
         self._solved = [(site, load_solution(file, site)) for site in model.sites(index)]
         self._stream = job.stream(model.config, model.solved_source())
-        self._dense = job.dense.whole_layer(index)
+        self._dense = job.dense.in_float32.whole_layer(index)  # What is trained is float32.
         self._pruned = prune_layer(self._dense, self._solved)
         self._trained = recovered_roles(model.config, index)
 
@@ -175,7 +175,7 @@ class _Halves(_Layer):
 
     def __init__(self, job: Job, index: int, before: Rows) -> None:
         super().__init__(job, index, before)
-        self._decoder = Decoder(job.config)
+        self._decoder = Decoder(job.config, job.dtype)
         self._dense_block = job.config.blocks[index]
         self._block_shape = self._stream.config.blocks[index]
         arrays = temporary_array(job.scratch, (3, *before.shape[1:]))

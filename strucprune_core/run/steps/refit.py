@@ -89,7 +89,7 @@ class _Layer:
         self._job, self._index, self._before, self._after = job, index, before, after
         self._model = PrunedModel(job)
         self._block = self._model.config.blocks[index]
-        self._decoder = Decoder(self._model.config)
+        self._decoder = Decoder(self._model.config, job.dtype)
         self._role = down_role(self._model.config, index)
         self._name = tensor_name(job.config, index, self._role)
 
@@ -125,9 +125,10 @@ class _Layer:
                 wanted -= weights[bias]
             token = self._weights_of(rows)
             sums.add(inputs["ffn"].rows, token)
-            add_product(cross, wanted * (token / total)[:, None], inputs["ffn"].rows, step, buffer)
+            seen = inputs["ffn"].rows.float()
+            add_product(cross, wanted * (token / total)[:, None], seen, step, buffer)
             job.tick(self._before.shape[1] + rows.stop, 3 * self._before.shape[1])
-            del inputs, residual, source, wanted
+            del inputs, residual, source, wanted, seen
         sums.finish(total)
         solution = room.matrix(d, width, torch.float32)
         kept = torch.arange(width, device=job.device)

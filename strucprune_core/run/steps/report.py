@@ -71,7 +71,6 @@ from strucprune_core.report.task_retention import retention
 from strucprune_core.run import artifacts
 from strucprune_core.run.card import card_of, loading_of
 from strucprune_core.run.context import Job
-from strucprune_core.run.environment import environment_of
 from strucprune_core.run.expert_choice import scores_of, seen_of
 from strucprune_core.run.manifest import Manifest
 from strucprune_core.run.measured_site import MeasuredSite
@@ -124,7 +123,7 @@ def _report(job: Job) -> Report:
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         model=_model(job),
         spec=job.spec.model_dump(mode="json"),
-        environment=environment_of(job.device),
+        environment=job.environment,
         before=before,
         after=after,
         sparsity=SparsitySummary(
