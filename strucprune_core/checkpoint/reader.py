@@ -6,7 +6,7 @@ the way: see `checkpoint.dequantised`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -46,10 +46,17 @@ _BYTES_PER_PACKED_NUMBER = 8
 
 
 class TensorReader:
-    """Reads tensors by name with ranged reads. Holds no weight of the model itself."""
+    """Reads tensors by name with ranged reads. Holds no weight of the model itself.
 
-    def __init__(self, index: CheckpointIndex) -> None:
-        self._index = index
+    Args:
+        index: The checkpoint's layout.
+        on_read: Called with the bytes of each read.
+    """
+
+    def __init__(
+        self, index: CheckpointIndex, on_read: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._index, self._on_read = index, on_read
         # Of an adapter, the matrices of the tensor that was read last: it is read in many pieces.
         self._pair: tuple[tuple[str, str], Tensor, Tensor] | None = None
 
@@ -72,6 +79,7 @@ class TensorReader:
             StorageError: the store refused or failed.
         """
         info = self.info(name)
+        self._on_read(info.size_bytes)
         return self._store(info).read(info.file, info.start, info.size_bytes)
 
     def tensor(
@@ -210,7 +218,7 @@ class TensorReader:
         key = (low_rank.down.name, low_rank.up.name)
         pair = self._pair  # Another thread may replace it at any time.
         if pair is None or pair[0] != key:
-            down, up = (_whole(low_rank.store, info) for info in (low_rank.down, low_rank.up))
+            down, up = (self._whole(low_rank.store, info) for info in (low_rank.down, low_rank.up))
             pair = self._pair = key, down, up
         _, down, up = pair
         turned = low_rank.transposed
@@ -223,15 +231,15 @@ class TensorReader:
     def _rows_as(self, info: TensorInfo, dtype: str, start: int, stop: int) -> Tensor:
         """Rows as they are stored, in `dtype`."""
         row_bytes = _row_bytes(info)
-        data = self._store(info).read(
-            info.file, info.start + start * row_bytes, (stop - start) * row_bytes
-        )
+        size = (stop - start) * row_bytes
+        self._on_read(size)
+        data = self._store(info).read(info.file, info.start + start * row_bytes, size)
         return _decode(data, dtype, (stop - start, *info.shape[1:]))
 
-
-def _whole(store: Readable, info: TensorInfo) -> Tensor:
-    data = store.read(info.file, info.start, info.size_bytes)
-    return _decode(data, info.dtype, info.shape).double()
+    def _whole(self, store: Readable, info: TensorInfo) -> Tensor:
+        self._on_read(info.size_bytes)
+        data = store.read(info.file, info.start, info.size_bytes)
+        return _decode(data, info.dtype, info.shape).double()
 
 
 def _copy(rows: Tensor, target: Tensor) -> None:

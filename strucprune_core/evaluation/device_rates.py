@@ -8,13 +8,15 @@ the processor, so that a busy machine does not look slow.
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
 
 import torch
 
-from strucprune_core.models.devices import device_name
+from strucprune_core.errors import InvalidSpec
+from strucprune_core.models.devices import choose_device, device_name
 from strucprune_core.plan.rates import DeviceRates, Precision
 
 SIZES = (128, 256, 512, 1024, 2048, 4096, 8192)
@@ -129,3 +131,18 @@ def _median_seconds(run: Callable[[], object], clock: Callable[[], float]) -> fl
         run()
         found.append(clock() - began)
     return max(statistics.median(found), 1e-9)  # A clock may stand still for so short a time.
+
+
+def main() -> int:
+    """Print the rates of a device as JSON; the exit status."""
+    try:
+        device = choose_device(sys.argv[1])
+    except InvalidSpec as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(measured_rates(device, torch.get_num_threads()).model_dump_json() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strucprune_core.errors import ScratchUnavailable
+from strucprune_core.method.linalg.transfers import Transfers
 from strucprune_core.models.attention import attend, attend_last, rotate_first
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.decoder import Decoder, rotations_of
@@ -137,9 +138,10 @@ def prefill(
     embed(stream, tokens, hidden)
     for layer, weights in stream.layers(range(config.layers)):
         for part in micro_batches(sequences, length, stream.tiles.micro_batch_tokens):
-            decoder = _Beginning(config, stream.dtype, torch.from_numpy(cache[layer, :, part]))
+            kept = torch.from_numpy(cache[layer, :, part])
+            decoder = _Beginning(config, stream.dtype, kept, stream.transfers)
             x = stream.load(hidden[part])
-            hidden[part] = decoder.forward_layer(config.blocks[layer], x, weights).hidden.cpu()
+            stream.put(hidden, part, decoder.forward_layer(config.blocks[layer], x, weights).hidden)
         del weights
         tick()
     return np.array(hidden[:, -1])
@@ -163,11 +165,11 @@ def step(
     for layer, weights in stream.layers(range(config.layers)):
         for start in range(0, len(tokens), group):
             part = slice(start, start + group)
-            seen = torch.from_numpy(cache[layer, :, part])
-            decoder = _Continuing(config, stream.dtype, seen, position)
-            x = torch.from_numpy(hidden[part, None]).to(stream.device)
+            kept = torch.from_numpy(cache[layer, :, part])
+            decoder = _Continuing(config, stream.dtype, kept, position, stream.transfers)
+            x = stream.load(hidden[part, None])
             trace = decoder.forward_layer(config.blocks[layer], x, weights)
-            hidden[part] = trace.hidden[:, 0].cpu().numpy()
+            stream.put(hidden, part, trace.hidden[:, 0])
         del weights
         tick()
     return hidden
@@ -235,8 +237,11 @@ def _embed(stream: ModelStream, tokens: NDArray[np.int32], position: int) -> NDA
 class _Beginning(Decoder):
     """The decoder for the first tokens of sequences, whose keys and values the cache receives."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, cache: Tensor) -> None:
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype, cache: Tensor, transfers: Transfers
+    ) -> None:
         super().__init__(config, dtype)
+        self._transfers = transfers
         self._cache = cache  # (2, b, kv_heads, length, head_dim)
 
     def kv_head_panels(self, block: LayerConfig, weights: LayerWeights) -> Iterator[range]:
@@ -253,6 +258,7 @@ class _Beginning(Decoder):
             )
             here = (rotations[0][:length], rotations[1][:length])
             query, key = (rotate_first(x, here) for x in (query, key))
+        self._transfers.count(to_host=key.nbytes + value.nbytes)
         self._cache[0, :, : block.kv_heads, :length] = key.cpu()
         self._cache[1, :, : block.kv_heads, :length] = value.cpu()
         return attend(
@@ -270,9 +276,15 @@ class _Continuing(Decoder):
     """The decoder for one new token per sequence, whose attention sees the cached ones as well."""
 
     def __init__(
-        self, config: ModelConfig, dtype: torch.dtype, cache: Tensor, position: int
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        cache: Tensor,
+        position: int,
+        transfers: Transfers,
     ) -> None:
         super().__init__(config, dtype)
+        self._transfers = transfers
         self._cache, self._position = cache, position  # (2, b, kv_heads, length, head_dim)
 
     def kv_head_panels(self, block: LayerConfig, weights: LayerWeights) -> Iterator[range]:
@@ -290,10 +302,12 @@ class _Continuing(Decoder):
             query, key = (
                 rotate_first(x.transpose(1, 2), here).transpose(1, 2) for x in (query, key)
             )
+        self._transfers.count(to_host=key.nbytes + value.nbytes)
         self._cache[0, :, : block.kv_heads, at] = key[:, 0].cpu()
         self._cache[1, :, : block.kv_heads, at] = value[:, 0].cpu()
         first = 0 if block.window is None else max(0, at + 1 - block.window)
         seen = self._cache[:, :, : block.kv_heads, first : at + 1].to(query.device)
+        self._transfers.count(to_device=seen.nbytes)
         return attend_last(
             query,
             seen[0],

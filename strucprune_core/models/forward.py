@@ -79,7 +79,14 @@ def _gathered(
     sequences, length = hidden.shape[:2]
     tokens = stream.tiles.micro_batch_tokens
     batches = micro_batches(sequences, length, tokens)
-    room = Room(scratch, sequences * length, max(tokens, length), stream.load, safe_point)
+    room = Room(
+        scratch,
+        sequences * length,
+        max(tokens, length),
+        stream.load,
+        stream.transfers,
+        safe_point,
+    )
     prefix = tensor_name(stream.config, layer, "")
     loaded = (stream.load(hidden[rows]) for rows in batches)
     try:

@@ -75,6 +75,7 @@ class ModelStream:
             float32 or bfloat16. Everything else is float32: vectors, routers, hidden states between
             layers, and what is outside the layers.
         transfers: Counts what crosses between host and device.
+        stored_bytes: Of a weight in the model's files. So it crosses, and is converted there.
     """
 
     config: ModelConfig
@@ -84,6 +85,7 @@ class ModelStream:
     modules: Modules | None = None
     transfers: Transfers = field(default_factory=Transfers)
     dtype: torch.dtype = torch.float32
+    stored_bytes: int = 4
 
     @property
     def in_float32(self) -> ModelStream:
@@ -165,7 +167,7 @@ class ModelStream:
         return self._sent(self.source.rows(name, *rows, device=self.device, dtype=dtype))
 
     def _sent(self, tensor: Tensor) -> Tensor:
-        self.transfers.count(to_device=tensor.nbytes)
+        self.transfers.count(to_device=tensor.numel() * self.stored_bytes)
         return tensor
 
     @torch.inference_mode()
@@ -281,6 +283,7 @@ def open_stream(
     like: ModelStream | None = None,
     dtype: torch.dtype = torch.float32,
     transfers: Transfers | None = None,
+    stored_bytes: int = 4,
 ) -> ModelStream:
     """A model whose weights pass a device.
 
@@ -292,9 +295,17 @@ def open_stream(
         like: The same model in other widths, whose modules are used if they are the same.
         dtype: Of the operands of matrix products in layers.
         transfers: Counts what crosses between host and device.
+        stored_bytes: Of a weight in the model's files.
     """
     stream = ModelStream(
-        config, source, device, tiles or Tiles(), None, transfers or Transfers(), dtype
+        config,
+        source,
+        device,
+        tiles or Tiles(),
+        None,
+        transfers or Transfers(),
+        dtype,
+        stored_bytes,
     )
     if config.generic is None:
         return stream

@@ -374,7 +374,8 @@ def kl_divergences(
 def next_token_logits(stream: ModelStream, hidden: NDArray[np.float32]) -> Tensor:
     """All logits of a few positions, (n x V) float32 on the CPU. For n small."""
     head = Head(stream)
-    return torch.cat([head.logits(hidden, rows).cpu() for _, rows in head.tiles()], dim=-1)
+    tiles = [torch.from_numpy(stream.to_host(head.logits(hidden, t))) for _, t in head.tiles()]
+    return torch.cat(tiles, dim=-1)
 
 
 def sample_tokens(
@@ -417,7 +418,7 @@ def _largest(
     chosen = torch.zeros(len(hidden), dtype=torch.int64)
     for first_row, rows in head.tiles():
         for start, stop in head.chunks(len(hidden)):
-            logits = head.logits(hidden[start:stop], rows).cpu()
+            logits = torch.from_numpy(stream.to_host(head.logits(hidden[start:stop], rows)))
             score, column = score_of(logits).max(-1)
             better = score > best[start:stop]
             best[start:stop] = torch.where(better, score, best[start:stop])

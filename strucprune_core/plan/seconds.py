@@ -42,6 +42,11 @@ class TimeEstimate(BaseModel):
     phases: dict[Phase, float] = Field(description="The most likely seconds of each phase.")
 
 
+def runs_on(spec: JobSpec, rates: DeviceRates) -> bool:
+    """Whether a job computes on the device that these rates are of, where there is one."""
+    return spec.runtime.device == "auto" or spec.runtime.on_gpu == (rates.kind == "cuda")
+
+
 def estimated_seconds(spec: JobSpec, facts: ModelFacts, rates: DeviceRates) -> TimeEstimate:
     """The time of a job on an inspected model.
 

@@ -527,6 +527,13 @@ class PhaseTime(Part):
     )
 
 
+def predicted_in_all(phases: Iterable[PhaseTime]) -> float | None:
+    """What all phases together were predicted to take; None where nothing was predicted."""
+    found = [phase.predicted_seconds for phase in phases]
+    known = [each for each in found if each is not None]
+    return round(sum(known), 3) if known and len(known) == len(found) else None
+
+
 class ModelCheck(Part):
     """The dense reload check: our forward pass against transformers' on the model's own files.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from strucprune_core.checkpoint.header import DTYPE_BYTES
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.method.linalg.matrices import Room
@@ -24,8 +25,10 @@ from strucprune_core.models.streaming import ModelStream, WeightSource, open_str
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tiles import Tiles
 from strucprune_core.plan.blocks import most_steps, refits
+from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import Unit, build_experts_graph, build_graph
 from strucprune_core.plan.pieces import Plan
+from strucprune_core.plan.precision import matrices_dtype
 from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.plan.sites import (
     PlannedSite,
@@ -96,7 +99,7 @@ class Job:
     @cached_property
     def units(self) -> UnitFiles:
         """What finished units have left."""
-        return UnitFiles(self.workspace, self.device, self.panels)
+        return UnitFiles(self.workspace, self.device, self.panels, self.transfers)
 
     @cached_property
     def dense(self) -> ModelStream:
@@ -108,6 +111,7 @@ class Job:
             self.tiles,
             dtype=self.dtype,
             transfers=self.transfers,
+            stored_bytes=self.stored_bytes,
         )
 
     def stream(self, config: ModelConfig, source: WeightSource) -> ModelStream:
@@ -120,6 +124,7 @@ class Job:
             like=self.dense,
             dtype=self.dtype,
             transfers=self.transfers,
+            stored_bytes=self.stored_bytes,
         )
 
     @property
@@ -145,7 +150,7 @@ class Job:
     @cached_property
     def room(self) -> Room:
         """Where matrices that are solved lie."""
-        scratch = ScratchMatrices(self.scratch, self.device)
+        scratch = ScratchMatrices(self.scratch, self.device, self.transfers)
         return Room(self.device, self.panels, scratch, self.safe_point, self.solve_dtype)
 
     @cached_property
@@ -278,6 +283,11 @@ class Job:
             self.rates,
             StoredModel.of(self.index),
         )
+
+    @cached_property
+    def stored_bytes(self) -> int:
+        """Of a weight in the model's files, as most are stored."""
+        return DTYPE_BYTES[matrices_dtype(ModelFacts(self.index, self.config))]
 
     def stored_dtype(self, name: str) -> str:
         """Safetensors dtype of a tensor, the same before and after pruning."""

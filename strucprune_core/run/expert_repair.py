@@ -125,7 +125,7 @@ class LayerRepair:
         added = (new - old) if down.transposed else (new - old).T
         for rows in self._chunks(len(tokens)):
             inputs, _ = self._given(down, expert, seen, tokens[rows], place[rows])
-            seen.residual[tokens[rows]] -= (inputs @ added).cpu().numpy()
+            seen.residual[tokens[rows]] -= self._pruned.to_host(inputs @ added)
         return new
 
     def _given(
@@ -155,10 +155,10 @@ class LayerRepair:
             if kept is None:
                 kept = self._new(count, length, tokens.shape[-1], chosen.shape[-1])
             rows = slice(at, at + len(tokens))
-            kept.tokens[rows] = tokens.cpu().numpy()
-            kept.chosen[rows] = chosen.cpu().numpy()
-            kept.gates[rows] = gates.float().cpu().numpy()
-            kept.residual[rows] = result.reshape(len(tokens), -1).cpu().numpy()
+            kept.tokens[rows] = self._pruned.to_host(tokens)
+            kept.chosen[rows] = self._pruned.to_host(chosen)
+            kept.gates[rows] = self._pruned.to_host(gates.float())
+            kept.residual[rows] = self._pruned.to_host(result.reshape(len(tokens), -1))
             at = rows.stop
 
         with _modules(stream).observing(self._layer, seen):
@@ -181,7 +181,7 @@ class LayerRepair:
         sequences, length = hidden.shape[:2]
         for rows in micro_batches(sequences, length, self._job.tiles.micro_batch_tokens):
             output = stream.run_layer(self._layer, weights, hidden[rows]).hidden
-            out[rows] = output.cpu().numpy()
+            out[rows] = self._pruned.to_host(output)
             self._job.safe_point()
 
     def _chunks(self, count: int) -> list[slice]:

@@ -17,6 +17,7 @@ from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import naming_field
 from strucprune_core.evaluation.device_rates import measured_rates
 from strucprune_core.export.checks import check_installed, check_vocabulary
+from strucprune_core.method.linalg.transfers import Transfers
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.devices import (
     choose_device,
@@ -124,7 +125,8 @@ def opened(
     ):
         with naming_field("model.uri"):
             config = with_own_head(facts.config, weights, meter.safe_point)
-        reader = TensorReader(weights)
+        transfers = Transfers()
+        reader = TensorReader(weights, lambda size: transfers.count(read=size))
 
         def of_size(size: str, alone: JobSpec) -> Job:
             job = Job(
@@ -144,6 +146,7 @@ def opened(
                 plan=plan_job(alone, config),
                 rates=rates,
                 task_downloads=order.task_downloads,
+                transfers=transfers,
                 precision=precision,
                 solve_dtype=solve_dtype(device),
             )

@@ -23,6 +23,7 @@ from functools import partial
 from types import TracebackType
 
 from strucprune_core.errors import naming_field
+from strucprune_core.method.linalg.transfers import Transferred
 from strucprune_core.plan.graph import Unit, ancestors, pending, publication
 from strucprune_core.run import artifacts
 from strucprune_core.run.background import Background
@@ -90,6 +91,7 @@ class _Computed:
     seconds: float
     host_peak_bytes: int
     device_peak_bytes: int | None
+    transferred: Transferred
 
 
 def run_pending(run: Run) -> None:
@@ -295,6 +297,8 @@ def _compute(sizes: Sizes, unit: Unit, memory: MemoryMeter) -> _Computed:
     return_free_memory()
     memory.take_host_peak()
     memory.take_device_peak()
+    transfers = sizes.first.transfers
+    transfers.take()
     with errors_of(unit), ExitStack() as scratch:
         draft = scratch.enter_context(sizes.workspace.draft())
         with memory.counting():
@@ -307,7 +311,8 @@ def _compute(sizes: Sizes, unit: Unit, memory: MemoryMeter) -> _Computed:
                 STEPS[unit.kind](job, plain, draft)
         seconds = round(time.monotonic() - began, 4)
         peaks = memory.take_host_peak(), memory.take_device_peak()
-        return _Computed(unit, draft, scratch.pop_all(), began_at, began, seconds, *peaks)
+        left = scratch.pop_all()
+        return _Computed(unit, draft, left, began_at, began, seconds, *peaks, transfers.take())
 
 
 def _stored(workspace: Workspace, computed: _Computed) -> tuple[Stored, float]:
@@ -319,5 +324,6 @@ def _stored(workspace: Workspace, computed: _Computed) -> tuple[Stored, float]:
             seconds=computed.seconds,
             host_peak_bytes=computed.host_peak_bytes,
             device_peak_bytes=computed.device_peak_bytes,
+            transferred=computed.transferred,
         )
     return stored, time.monotonic() - computed.began

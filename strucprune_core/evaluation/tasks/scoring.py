@@ -200,7 +200,7 @@ def _run(
             part = slice(start, start + count * length)
             block = hidden[part].reshape(count, length, width)
             made = stream.run_layer(layer, weights, block).hidden
-            hidden[part] = made.reshape(-1, width).cpu().numpy()
+            stream.put(hidden, part, made.reshape(-1, width))
             start = part.stop
         del weights
         tick()

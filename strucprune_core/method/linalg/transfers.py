@@ -24,6 +24,9 @@ class Transferred(NamedTuple):
     to_host: int = 0
 
 
+NOTHING = Transferred()
+
+
 class Transfers:
     """Sums of bytes since they were last taken. Threads may count side by side."""
 

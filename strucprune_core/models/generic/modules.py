@@ -311,7 +311,7 @@ class Modules:
         def keep(tokens: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
             nonlocal outputs
             if outputs is None:
-                outputs = new_outputs(room.scratch, room.tokens, tokens, chosen)
+                outputs = new_outputs(room, tokens, chosen)
             outputs.add(tokens, chosen, gates)
             raise _Stopped(tokens)
 

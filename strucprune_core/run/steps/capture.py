@@ -96,6 +96,7 @@ class _Layer:
         self._job, self._index, self._hidden, self._output = job, layer, hidden, output
         self._sites = job.sites(layer)
         self._columns = {site.name: site.structures * site.columns for site in self._sites}
+        self._weights = job.dense.layer(layer)
 
     def sum_up(self, grams_file: Path) -> tuple[dict[str, SiteStatistics], float]:
         """Write the Gram matrices. Returns what else is known of sites, and all tokens' weight."""
@@ -105,7 +106,9 @@ class _Layer:
             for site, columns in self._columns.items()
         ]
         with new_bundle(grams_file, planned) as arrays:
-            files = {site: HostMatrix(array, job.device) for site, array in arrays.items()}
+            files = {
+                site: HostMatrix(array, job.device, job.transfers) for site, array in arrays.items()
+            }
             grams = {
                 site: GramAccumulator(
                     columns, job.room, None if job.panels.fits(columns) else files[site]
@@ -134,15 +137,20 @@ class _Layer:
     def _run(self, sequences: range) -> Iterator[tuple[slice, LayerTrace]]:
         """Run some sequences and fill in their output: (which, trace), a micro-batch at a time."""
         job = self._job
-        weights = job.dense.layer(self._index)
         kinds = {site.kind for site in self._sites}
         given = self._hidden[sequences.start : sequences.stop]
         batches = run_batches(
-            job.dense, self._index, weights, given, job.scratch, job.safe_point, record=kinds
+            job.dense,
+            self._index,
+            self._weights,
+            given,
+            job.scratch,
+            job.safe_point,
+            record=kinds,
         )
         for batch, trace in batches:
             rows = slice(sequences.start + batch.start, sequences.start + batch.stop)
-            self._output[rows] = trace.hidden.cpu().numpy()
+            job.dense.put(self._output, rows, trace.hidden)
             yield rows, trace
             del trace
 
@@ -195,7 +203,7 @@ class _HeldOut:
     """At most so many rows, collected on the host: in a scratch file where a panel is smaller."""
 
     def __init__(self, job: Job, most: int, width: int) -> None:
-        self.room = most
+        self.room, self._transfers = most, job.transfers
         if job.panels.fits(width):
             self._rows = torch.from_numpy(np.empty((most, width), dtype=np.float32))
         else:
@@ -204,6 +212,7 @@ class _HeldOut:
 
     def add(self, rows: Tensor) -> None:
         """Add rows, no more than there is room for."""
+        self._transfers.count(to_host=rows.nbytes)
         self._rows[self._count : self._count + len(rows)] = rows.cpu()
         self._count += len(rows)
         self.room -= len(rows)

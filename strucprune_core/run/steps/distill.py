@@ -161,7 +161,7 @@ class _Model:
             for batch in self._batches(len(rows)):
                 x = self._on_device(states[layer, batch])
                 output = self._given.forward_layer(layer, x, weights).hidden
-                states[layer + 1, batch] = output.cpu().numpy()
+                states[layer + 1, batch] = self._given.to_host(output)
             del weights
             self._job.tick(layer, 2 * layers)
         yield states
@@ -181,7 +181,7 @@ class _Model:
                 self._on_device(inputs[batch]),
                 self._on_device(flow[batch]),
             )
-            before[batch] = at_input.cpu().numpy()
+            before[batch] = self._given.to_host(at_input)
             for role, gradient in gradients.items():
                 total[role] += gradient
         for role, state in states.items():
@@ -205,6 +205,7 @@ class _Model:
         """A layer's solution file: what belongs to its sites, and the other matrices."""
         solutions: Solved = []
         others = {role: weight.cpu() for role, weight in trained.items()}
+        self._job.transfers.count(to_host=sum(weight.nbytes for weight in trained.values()))
         for site in self._pruned.sites(layer):
             solution = SiteSolution(
                 self._pruned.repaired(layer, site).kept,
@@ -219,7 +220,7 @@ class _Model:
         return micro_batches(sequences, length, self._job.tiles.micro_batch_tokens)
 
     def _on_device(self, rows: Rows) -> Tensor:
-        return torch.from_numpy(np.array(rows)).to(self._job.device)
+        return self._given.load(rows)
 
     def _flat(self, rows: Rows) -> Rows:
         return np.asarray(rows).reshape(-1, self._config.hidden_size)

@@ -68,9 +68,11 @@ def _layer(job: Job, layer: int, weights: LayerWeights, flow: Rows) -> tuple[lis
     for window in range(len(flow)):
         rows = slice(window, window + 1)
         result = backward_layer(job.dense, layer, weights, inputs[rows], flow[rows])
-        before[rows] = result.at_input.cpu().numpy()
+        before[rows] = job.dense.to_host(result.at_input)
         for kind, gradients in result.at_outputs:
-            squares.setdefault(kind, []).append(gradients[0, :-1].square().sum(-1).cpu().numpy())
+            squares.setdefault(kind, []).append(
+                job.dense.to_host(gradients[0, :-1].square().sum(-1))
+            )
             width[kind] = gradients.shape[-1]
     energies = [
         OfKind(layer, kind, gradient_energy(np.concatenate(squares[kind]), width[kind]))

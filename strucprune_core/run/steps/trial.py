@@ -10,7 +10,7 @@ from strucprune_core.plan.graph import Unit
 from strucprune_core.run.artifacts import Capture, Price, Trial, TrialValues
 from strucprune_core.run.context import Job
 from strucprune_core.run.layer_variants import divergences_from_dense, run_layer
-from strucprune_core.run.measured_site import MeasuredSite, Solved
+from strucprune_core.run.measured_site import MeasuredSite, Solved, count_solved
 from strucprune_core.run.solutions import solution_tensors
 from strucprune_core.run.workspace import Draft
 
@@ -33,6 +33,7 @@ def trial(job: Job, unit: Unit, draft: Draft) -> None:
     else:
         np.save(draft.path(Trial.stream), hidden)
     if this.round < job.spec.pruning.rounds:  # The last round is not reviewed.
+        count_solved(job, solved)
         save_bundle(draft.path(Trial.solution), solution_tensors(solved))
     draft.record(TrialValues(kl))
 
