@@ -13,6 +13,7 @@ core of a processor: docs/estimates.md has the table, `benchmarks.predicted_time
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -38,40 +39,46 @@ from strucprune_core.storage.uri import parse_uri
 # attention, norms and activations beside its products, which operations do not count.
 SLOWDOWN: dict[str, float] = {
     "calibration": 1.5,
-    "grams": 1.2,
-    "curves": 1.8,
+    "grams": 1.85,
+    "curves": 1.75,
     "solves": 1.5,
-    "probes": 1.5,
+    "probes": 1.45,
     "trials": 1.5,
-    "reviews": 1.5,
-    "evaluation": 1.5,
-    "gradients": 2.0,
-    "recovery": 2.0,
-    "distillation": 1.8,
-    "blocks": 1.5,
+    "reviews": 1.45,
+    "evaluation": 1.3,
+    "gradients": 1.5,
+    "recovery": 1.5,
+    "distillation": 1.1,
+    "blocks": 1.45,
     "refits": 1.5,
     "repairs": 1.5,
-    "verification": 2.0,
-    "writing": 2.0,
-    "samples": 2.0,
-    "speed": 2.0,
+    "verification": 1.5,
+    "writing": 1.5,
+    "samples": 1.5,
+    "speed": 1.5,
 }
 # Purposes whose matrices are as wide as what is pruned; those of all others as the hidden states.
 _OF_WIDTH = frozenset({"grams", "curves", "solves"})
 IN_FLOAT64 = frozenset({"curves", "solves"})
 # Seconds that units of a kind take whatever the model: processes, imports, files.
 FIXED_SECONDS: dict[str, float] = {
-    "tokens": 1.5,
-    "model_check": 1.0,
-    "verify": 1.0,
+    "tokens": 0.5,
+    "model_check": 2.8,
+    "verify": 0.2,
     "speed": 12.0,
     "samples": 0.5,
-    "tasks": 1.0,
-    "report": 0.2,
+    "tasks": 2.0,
+    "price": 0.15,
+    "report": 0.15,
 }
 EVERY_UNIT_SECONDS = 0.02
-# Bytes that loading a parameter moves in memory: it is read, widened to float32, and read again.
-LOADED_BYTES_PER_PARAMETER = 20.0
+# Bytes that a parameter moves in memory. Loaded: it is read, widened to float32, and read again.
+# Written: it is put together, narrowed, hashed and written. Published: it is hashed and copied.
+LOADED_BYTES_PER_PARAMETER = 30.0
+WRITTEN_BYTES_PER_PARAMETER = 350.0
+PUBLISHED_BYTES_PER_PARAMETER = 150.0
+# Kinds of units that write a file of the result.
+_WRITING = frozenset({"assemble", "gguf", "gguf_q8_0", "fp8", "block_configs"})
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,8 @@ def unit_seconds(
         stored: Where the model lies.
     """
     units = list(units)
-    times = _Times(spec, config, rates, stored)
+    files = Counter(unit.kind for unit in units)
+    times = _Times(spec, config, rates, stored, files)
     return {
         unit.name: times.of(unit, work)
         for unit, work in zip(units, unit_flops(units, spec, config, panels).values(), strict=True)
@@ -133,9 +141,14 @@ class _Times:
     """Seconds of a job's units."""
 
     def __init__(
-        self, spec: JobSpec, config: ModelConfig, rates: DeviceRates, stored: StoredModel
+        self,
+        spec: JobSpec,
+        config: ModelConfig,
+        rates: DeviceRates,
+        stored: StoredModel,
+        files: Mapping[str, int],
     ) -> None:
-        self._spec, self._config, self._rates = spec, config, rates
+        self._spec, self._config, self._rates, self._files = spec, config, rates, files
         self._layers = [
             sum(math.prod(shape) for shape in layer_tensors(config, layer).values())
             for layer in range(config.layers)
@@ -156,10 +169,14 @@ class _Times:
         """Seconds of a unit with these operations by purpose."""
         computing = sum(count * self._per_operation(purpose) for purpose, count in work.items())
         loaded = self._loaded(unit)
-        loading = loaded * LOADED_BYTES_PER_PARAMETER / self._rates.memory_bytes_per_second
+        moved = loaded * LOADED_BYTES_PER_PARAMETER
+        if unit.kind in _WRITING:  # What of the model does not go, in files of about one size.
+            left = self._whole * (1.0 - (self._spec.pruning.sparsity or 0.0))
+            moved += left * WRITTEN_BYTES_PER_PARAMETER / self._files[unit.kind]
+        moving = moved / self._rates.memory_bytes_per_second
         sent = loaded * self._stored_bytes if unit.kind == "weights" or not self._is_kept else 0.0
         fixed = FIXED_SECONDS.get(unit.kind, 0.0) + EVERY_UNIT_SECONDS
-        return fixed + computing + loading + sent / self._read_rate
+        return fixed + computing + moving + sent / self._read_rate
 
     def _per_operation(self, purpose: str) -> float:
         size = self._width if purpose in _OF_WIDTH else self._config.hidden_size
