@@ -1,6 +1,6 @@
 """Whether a job waits for storage: its time on a slow store, against computing and transfer alone.
 
-    .venv/bin/python -m benchmarks.prefetch [--rounds 3] [--json FILE]
+    .venv/bin/python -m benchmarks.prefetch [--rounds 3] [--samples 32] [--json FILE]
 
 Prunes a model of random weights whose files, workspace and output lie behind one link. A request
 takes 50 ms, and all bytes share the bandwidth. A job without either gives the seconds of computing,
@@ -49,7 +49,7 @@ SHAPE = {
     "vocab_size": 8192,
     "max_position_embeddings": 2048,
 }
-SAMPLES, LENGTH = 32, 256
+LENGTH = 256
 
 
 class Link:
@@ -145,7 +145,7 @@ def nothing_ahead() -> Iterator[None]:
         yield
 
 
-def job(model: Path, text: Path, link: Link) -> tuple[float, dict[str, bytes]]:
+def job(model: Path, text: Path, samples: int, link: Link) -> tuple[float, dict[str, bytes]]:
     """Seconds of the job, and the weights that it published."""
     with tempfile.TemporaryDirectory(dir=model.parent) as name:
         root = Path(name)
@@ -156,7 +156,7 @@ def job(model: Path, text: Path, link: Link) -> tuple[float, dict[str, bytes]]:
                 "pruning": {"sparsity": 0.3},
                 "calibration": {
                     "uri": str(text),
-                    "samples": SAMPLES,
+                    "samples": samples,
                     "sequence_length": LENGTH,
                     "allow_degenerate": True,
                 },
@@ -177,7 +177,7 @@ def job(model: Path, text: Path, link: Link) -> tuple[float, dict[str, bytes]]:
         return seconds, {path.name: path.read_bytes() for path in files}
 
 
-def run(rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def run(rounds: int, samples: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """All jobs; the result."""
     torch.set_num_threads(1)
     found: list[dict[str, float]] = []
@@ -187,12 +187,12 @@ def run(rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
         text = save_random_model(model, {**raw_config("llama-7b"), **SHAPE})
         for round_ in range(rounds):
             free = Link()
-            computing, weights = job(model, text, free)
+            computing, weights = job(model, text, samples, free)
             rate = free.bytes / computing
             with nothing_ahead():
-                before, weights_before = job(model, text, Link(LATENCY_SECONDS, rate))
+                before, weights_before = job(model, text, samples, Link(LATENCY_SECONDS, rate))
             link = Link(LATENCY_SECONDS, rate)
-            after, weights_after = job(model, text, link)
+            after, weights_after = job(model, text, samples, link)
             published += [weights, weights_before, weights_after]
             longer = max(computing, link.bytes / rate)
             found.append(
@@ -220,7 +220,7 @@ def run(rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
     tell(f"median: before {medians['before_ratio']:.2f}, after {medians['after_ratio']:.2f}")
     return {
         "shape": SHAPE,
-        "calibration_tokens": SAMPLES * LENGTH,
+        "calibration_tokens": samples * LENGTH,
         "latency_seconds": LATENCY_SECONDS,
         "rounds": found,
         **medians,
@@ -231,6 +231,7 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prefetch", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=32, help="sequences of 256 tokens")
     parser.add_argument("--json", type=Path, help="where the result goes")
     options = parser.parse_args()
 
@@ -238,7 +239,7 @@ def main() -> None:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
-    result = run(options.rounds, tell)
+    result = run(options.rounds, options.samples, tell)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

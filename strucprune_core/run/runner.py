@@ -56,7 +56,7 @@ CHAINED_KINDS = frozenset(
     for each in (
         *(artifacts.Embed, artifacts.Capture, artifacts.Route, artifacts.Curve, artifacts.Gradient),
         *(artifacts.Trial, artifacts.Solve, artifacts.Replay, artifacts.Recover, artifacts.Refit),
-        artifacts.Distill,
+        *(artifacts.Distill, artifacts.Assemble, artifacts.Verify, artifacts.Evaluate),
     )
 )
 # Most bytes that wait behind the unit that is being stored: disk that no estimate counts. Larger
