@@ -507,6 +507,22 @@ class MemorySummary(Part):
     note: str = Field(description="How it was measured.")
 
 
+class Moved(Part):
+    """Bytes that are read and copied."""
+
+    read_bytes: int = Field(description="From the model's files.")
+    to_device_bytes: int = Field(description="From host to device.")
+    to_host_bytes: int = Field(description="From device to host.")
+
+
+class PhaseTraffic(Part):
+    """What one phase reads and copies; on a CPU what a GPU's would be."""
+
+    name: str
+    planned: Moved
+    counted: Moved
+
+
 class PhaseTime(Part):
     """Seconds of work in one phase, over all attempts and all workers."""
 
@@ -624,6 +640,9 @@ class Report(Part):
         default=None, description="Null: not asked for, or not measured; then a warning says why."
     )
     memory: MemorySummary
+    traffic: list[PhaseTraffic] = Field(
+        default_factory=list, description="Empty in reports of versions that did not count it."
+    )
     phases: list[PhaseTime]
     model_check: ModelCheck | None = Field(
         default=None, description="Null in reports of versions that had no such check."
