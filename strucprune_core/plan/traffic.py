@@ -521,7 +521,7 @@ class _UnitTraffic:
         return self._embedded(self._samples * self._length, self._length)
 
     def _of_refit(self, unit: Unit) -> Transferred:
-        """Both streams; matrices of a few layers are solved."""
+        """Both streams. Which FFNs are solved again is known only when the blocks are."""
         tokens, layer = self._samples * self._length, unit.index
         passes = [self._sent(self._layers[layer]), self._moved(tokens)]
         if layer + 1 < self._config.layers:
@@ -640,6 +640,8 @@ class _UnitTraffic:
             return sum(self._layers)
         if self._spec.pruning.recover is not None:
             return sum(self._ffns(layer) for layer in range(self._config.layers))
+        if self._spec.pruning.removes_blocks:  # What goes is not read.
+            return estimated_removal(self._config, self._spec.pruning)
         return sum(self._solved(layer) for layer in range(self._config.layers))
 
     def _solved(self, layer: int) -> int:
@@ -704,7 +706,7 @@ class _UnitTraffic:
         ends = self._embedding + self._head + self._into + self._out
         left = sum(share * whole for share, whole in zip(self._left, self._layers, strict=True))
         read = sum(self._layers) + ends
-        if self._in_panels:
+        if self._in_panels or self._spec.pruning.removes_blocks:
             read -= self._made
         elif self._spec.pruning.distill is not None:  # Of a site what is cut is read first.
             read -= sum(whole - self._ffns(layer) for layer, whole in enumerate(self._layers))

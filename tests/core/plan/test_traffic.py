@@ -77,6 +77,8 @@ def test_plan_and_count_agree(tmp_path: Path, text_file: Path, name: str) -> Non
     for way in WAYS:
         planned, counted = summed(report.traffic, way)
         assert planned == pytest.approx(counted, rel=0.05), way
+    if name == "layers":
+        return  # Which of them go, and what is solved behind them, is not known before.
     for phase in report.traffic:
         if phase.name in ("calibrating", "allocating", "solving", "evaluating"):
             to_device = phase.counted.to_device_bytes
