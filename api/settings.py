@@ -125,6 +125,10 @@ class Settings(LimitSettings):
             say who logs in: `MLFLOW_TRACKING_TOKEN`, or `MLFLOW_TRACKING_USERNAME` and
             `MLFLOW_TRACKING_PASSWORD`; `MLFLOW_TRACKING_SERVER_CERT_PATH` names its authority.
         mlflow_experiment: Its experiment, in which `{tenant}` stands for the job's tenant.
+        worker_prices: JSON object, class of workers (its pool) -> what an hour of such a worker
+            costs. Users then see a range of costs before they submit a job. Without an entry no
+            cost is shown.
+        currency: What prices are in, as users see it: `EUR`.
         max_request_bytes: Larger request bodies are refused.
         event_streams: Event streams and waiting requests (`Prefer: wait`) that an API process holds
             open. A further stream is answered with 503, a further waiting request without waiting.
@@ -162,6 +166,10 @@ class Settings(LimitSettings):
     webhook_allow_http: bool = False
     mlflow_tracking_uri: MlflowUri | None = None
     mlflow_experiment: str = Field(default="strucprune/{tenant}", min_length=1, max_length=400)
+    worker_prices: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
+    currency: str = Field(default="", max_length=20)
     max_request_bytes: int = Field(default=256 * 1024, ge=1024)
     event_streams: int = Field(default=2000, ge=1)
     max_connections: int = Field(default=4000, ge=16)

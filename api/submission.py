@@ -28,7 +28,7 @@ from api.jobs.doorbell import ring_if_missing
 from api.jobs.journal import ID_HEX_DIGITS, JournalEntry, new_id
 from api.jobs.ledger import LedgerUnavailable
 from api.jobs.limits import TenantLimits
-from api.jobs.record import JobRecord
+from api.jobs.record import JobRecord, PredictedTime
 from api.jobs.sequel import deleted
 from api.jobs.state import JobState
 from api.jobs.tracing import TRACEPARENT
@@ -102,6 +102,10 @@ def submit(
                 "scratch_bytes": scratch_bytes,
                 "extends": extends,
                 "workspace_of": owner,
+                "predicted": {
+                    name: PredictedTime.model_validate(each.model_dump())
+                    for name, each in verdict.times.items()
+                },
             }
         )
         # Before the job is journalled: a crash in between must not lose an accepted job's messages.
@@ -193,7 +197,11 @@ def examine_parts(services: Services, tenant: str, job: PartialJob) -> list[Stru
 
 def _judge(services: Services, job: JobSpec | PartialJob, limits: TenantLimits) -> Verdict:
     return services.inspectors.judge(
-        job, limits, services.stores.open, task_downloads=services.settings.task_downloads
+        job,
+        limits,
+        services.stores.open,
+        task_downloads=services.settings.task_downloads,
+        rates={each.name: each.rates for each in services.worker_classes.all()},
     )
 
 

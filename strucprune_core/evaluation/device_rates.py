@@ -8,13 +8,15 @@ the processor, so that a busy machine does not look slow.
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
 
 import torch
 
-from strucprune_core.models.devices import device_name
+from strucprune_core.errors import InvalidSpec
+from strucprune_core.models.devices import choose_device, device_name, matrix_products_in
 from strucprune_core.plan.rates import DeviceRates, Precision
 
 SIZES = (128, 256, 512, 1024, 2048, 4096, 8192)
@@ -44,14 +46,14 @@ def measured_rates(device: torch.device, threads: int) -> DeviceRates:
     """
     clock = clock_of(device, threads)
     precisions: list[Precision] = ["float32", "float64"]
-    if device.type == "cuda":
-        precisions.append("bfloat16")  # Processors without the instructions take minutes for it.
+    if device.type == "cuda":  # Processors without the instructions take minutes for bfloat16.
+        precisions += ["bfloat16", "tf32"]
     try:
         return DeviceRates(
             device=device_name(device),
             kind="cuda" if device.type == "cuda" else "cpu",
             threads=threads,
-            products={each: _products(device, DTYPES[each], clock) for each in precisions},
+            products={each: _products(device, each, clock) for each in precisions},
             memory_bytes_per_second=_memory(device, clock),
         )
     finally:
@@ -72,20 +74,20 @@ def clock_of(device: torch.device, threads: int) -> Callable[[], float]:
 
 
 def _products(
-    device: torch.device, dtype: torch.dtype, clock: Callable[[], float]
+    device: torch.device, precision: Precision, clock: Callable[[], float]
 ) -> dict[int, float]:
     found: dict[int, float] = {}
     rate = _FIRST_GUESS
     for size in SIZES:
         if found and (RUNS + 1) * 2 * size**3 / rate > MOST_SECONDS:
             break
-        rate = found[size] = product_rate(device, dtype, size, clock, rate)
+        rate = found[size] = product_rate(device, precision, size, clock, rate)
     return found
 
 
 def product_rate(
     device: torch.device,
-    dtype: torch.dtype,
+    precision: Precision,
     size: int,
     clock: Callable[[], float],
     guess: float = _FIRST_GUESS,
@@ -94,21 +96,23 @@ def product_rate(
 
     Args:
         device: Where.
-        dtype: Of the matrices.
+        precision: In which they are multiplied.
         size: Their rows and columns.
         clock: Seconds; on a GPU, those at which all was done that it was asked for.
         guess: About what it will be, by which short products are repeated.
     """
+    dtype = DTYPES.get(precision, torch.float32)
     left, right = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))
-    out = torch.mm(left, right)
     work = 2 * size**3
     repeats = max(1, round(_LEAST_SECONDS * guess / work))
+    with matrix_products_in("tf32" if precision == "tf32" else "float32"):
+        out = torch.mm(left, right)
 
-    def run() -> None:
-        for _ in range(repeats):
-            torch.mm(left, right, out=out)
+        def run() -> None:
+            for _ in range(repeats):
+                torch.mm(left, right, out=out)
 
-    return repeats * work / _median_seconds(run, clock)
+        return repeats * work / _median_seconds(run, clock)
 
 
 def _memory(device: torch.device, clock: Callable[[], float]) -> float:
@@ -129,3 +133,18 @@ def _median_seconds(run: Callable[[], object], clock: Callable[[], float]) -> fl
         run()
         found.append(clock() - began)
     return max(statistics.median(found), 1e-9)  # A clock may stand still for so short a time.
+
+
+def main() -> int:
+    """Print the rates of a device as JSON; the exit status."""
+    try:
+        device = choose_device(sys.argv[1])
+    except InvalidSpec as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(measured_rates(device, torch.get_num_threads()).model_dump_json() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

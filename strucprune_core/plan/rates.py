@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Precision = Literal["float32", "float64", "bfloat16"]
+Precision = Literal["float32", "float64", "bfloat16", "tf32"]
 Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Sizes = Annotated[dict[Annotated[int, Field(ge=1)], Rate], Field(min_length=1, max_length=32)]
 

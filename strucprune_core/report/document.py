@@ -210,6 +210,7 @@ class SiteReport(Part):
     )
     damping: float = Field(description="Ridge used, relative to the Gram's mean diagonal.")
     damping_retries: int = Field(description="Times the ridge was raised to factorise; 0 is usual.")
+    dtype: str = Field(default="float64", description="What its repair was computed in.")
     admm: AdmmReport | None = Field(default=None, description="Null: not asked for.")
 
 
@@ -523,6 +524,13 @@ class PhaseTraffic(Part):
     counted: Moved
 
 
+class SolvesReport(Part):
+    """In what curves and repairs were computed."""
+
+    curves: dict[str, int] = Field(description="Sites by the dtype of their damage curve.")
+    repairs: dict[str, int] = Field(description="Sites by the dtype of their repair.")
+
+
 class PhaseTime(Part):
     """Seconds of work in one phase, over all attempts and all workers."""
 
@@ -533,6 +541,13 @@ class PhaseTime(Part):
         description="What the same work was predicted to take, by one worker on a device of which "
         "nobody else makes use; null in reports of versions that predicted nothing.",
     )
+
+
+def predicted_in_all(phases: Iterable[PhaseTime]) -> float | None:
+    """What all phases together were predicted to take; None where nothing was predicted."""
+    found = [phase.predicted_seconds for phase in phases]
+    known = [each for each in found if each is not None]
+    return round(sum(known), 3) if known and len(known) == len(found) else None
 
 
 class ModelCheck(Part):
@@ -642,6 +657,9 @@ class Report(Part):
     memory: MemorySummary
     traffic: list[PhaseTraffic] = Field(
         default_factory=list, description="Empty in reports of versions that did not count it."
+    )
+    solves: SolvesReport | None = Field(
+        default=None, description="Null: of a job that solves nothing, or of an earlier version."
     )
     phases: list[PhaseTime]
     model_check: ModelCheck | None = Field(

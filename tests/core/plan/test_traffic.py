@@ -15,8 +15,7 @@ from strucprune_core.plan.traffic import StoredWeights, phase_traffic
 from strucprune_core.report.document import PhaseTraffic, Report
 from tests.core.jobs.tiny_job import run
 from tests.core.models.families import random_model
-from tests.core.plan.shapes import shape
-from tests.core.plan.test_pieces import (
+from tests.core.plan.limited_jobs import (
     GIB,
     SEVEN_BILLION,
     SHAPES,
@@ -24,6 +23,7 @@ from tests.core.plan.test_pieces import (
     large_job,
     limited,
 )
+from tests.core.plan.shapes import shape
 from tests.support.text import make_text
 from tests.support.tiny_llama import make_tiny_llama, save_tokenizer
 
