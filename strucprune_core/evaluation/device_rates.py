@@ -16,7 +16,12 @@ from functools import cache
 import torch
 
 from strucprune_core.errors import InvalidSpec
-from strucprune_core.models.devices import choose_device, device_name, matrix_products_in
+from strucprune_core.models.devices import (
+    choose_device,
+    device_name,
+    matrix_products_in,
+    solve_dtype,
+)
 from strucprune_core.plan.rates import DeviceRates, Precision
 
 SIZES = (128, 256, 512, 1024, 2048, 4096, 8192)
@@ -54,6 +59,7 @@ def measured_rates(device: torch.device, threads: int) -> DeviceRates:
             kind="cuda" if device.type == "cuda" else "cpu",
             threads=threads,
             products={each: _products(device, each, clock) for each in precisions},
+            solves_in="float64" if solve_dtype(device) == torch.float64 else "float32",
             memory_bytes_per_second=_memory(device, clock),
         )
     finally:

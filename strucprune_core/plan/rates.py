@@ -34,6 +34,9 @@ class DeviceRates(BaseModel):
         description="Operations per second of a product of two square matrices, by precision and "
         "size; a multiplication and an addition count as two."
     )
+    solves_in: Literal["float32", "float64"] = Field(
+        default="float64", description="What curves and solves are computed in on this device."
+    )
     memory_bytes_per_second: Rate = Field(
         description="How fast a matrix is read that multiplies one vector."
     )

@@ -60,7 +60,7 @@ SLOWDOWN: dict[str, float] = {
 }
 # Purposes whose matrices are as wide as what is pruned; those of all others as the hidden states.
 _OF_WIDTH = frozenset({"grams", "curves", "solves"})
-IN_FLOAT64 = frozenset({"curves", "solves"})
+_SOLVED = frozenset({"curves", "solves"})
 # Seconds that units of a kind take whatever the model: processes, imports, files.
 FIXED_SECONDS: dict[str, float] = {
     "tokens": 0.5,
@@ -106,13 +106,13 @@ class StoredModel:
         return rates.read_bytes_per_second or REMOTE_BYTES_PER_SECOND
 
 
-def rate_of(purpose: str, precision: models.Precision) -> Precision:
-    """In what operations of a purpose are computed, in a job of this precision.
+def rate_of(purpose: str, precision: models.Precision, rates: DeviceRates) -> Precision:
+    """In what a device computes operations of a purpose, in a job of this precision.
 
     Statistics stay float32, whose products are those of TF32 in every other precision.
     """
-    if purpose in IN_FLOAT64:
-        return "float64"
+    if purpose in _SOLVED:
+        return rates.solves_in
     if purpose == "grams" and precision != "float32":
         return "tf32"
     return precision
@@ -193,7 +193,7 @@ class _Times:
     def _per_operation(self, purpose: str) -> float:
         size = self._width if purpose in _OF_WIDTH else self._config.hidden_size
         return SLOWDOWN.get(purpose, 1.0) / self._rates.product(
-            rate_of(purpose, self._precision), size
+            rate_of(purpose, self._precision, self._rates), size
         )
 
     def _loaded(self, unit: Unit) -> float:

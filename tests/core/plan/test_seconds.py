@@ -148,6 +148,10 @@ def test_operations_run_at_the_rate_of_their_precision(facts: ModelFacts) -> Non
     )
     assert narrow["evaluate.dense"] < tf32["evaluate.dense"] < exact["evaluate.dense"]
     assert exact["curve.0"] == narrow["curve.0"] == tf32["curve.0"]
+    # A GPU that is slow in float64 solves in float32, here twice as fast.
+    quick = gpu.model_copy(update={"solves_in": "float32"})
+    solved = unit_seconds(units, spec, facts.config, panels, quick, NEAR)["curve.0"]
+    assert exact["curve.0"] - EVERY_UNIT_SECONDS == pytest.approx(2 * (solved - EVERY_UNIT_SECONDS))
 
 
 def test_far_weights_take_the_time_of_the_network(facts: ModelFacts) -> None:
