@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 
 from strucprune_core.method.allocation.energies import PROBE_SPARSITY
@@ -112,7 +113,7 @@ def _read_again(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
     shapes = [layer_tensors(config, layer) for layer in range(config.layers)]
     streamed = [
         sum(math.prod(shape) for shape in each.values())
-        - resident_bytes(config, layer, tiles) // FP32_BYTES
+        - resident_bytes(config, layer, replace(tiles, operand_bytes=FP32_BYTES)) // FP32_BYTES
         for layer, each in enumerate(shapes)
     ]
     if not any(streamed) or (tiles.expert_by_expert and config.family not in ALL_TOKENS):
