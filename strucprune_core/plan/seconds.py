@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import Unit
 from strucprune_core.plan.pieces import plan_job
+from strucprune_core.plan.precision import precision_of
 from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.plan.search import try_units
 from strucprune_core.plan.sizes import own_units
@@ -51,6 +52,8 @@ class TimeEstimate(BaseModel):
 
 def runs_on(spec: JobSpec, rates: DeviceRates) -> bool:
     """Whether a job computes on the device that these rates are of, where there is one."""
+    if spec.runtime.precision == "tf32" and rates.kind == "cpu":
+        return False
     return spec.runtime.device == "auto" or spec.runtime.on_gpu == (rates.kind == "cuda")
 
 
@@ -108,4 +111,5 @@ def _seconds(
 ) -> Mapping[str, float]:
     panels = plan_job(spec, facts.config).panels
     stored = StoredModel.of(facts.index)
-    return unit_seconds(units, spec, facts.config, panels, rates, stored)
+    precision = precision_of(spec, facts, rates.kind)
+    return unit_seconds(units, spec, facts.config, panels, rates, stored, precision)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.models import precision as models
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.tensors import expected_tensors, layer_tensors
 from strucprune_core.plan.graph import Unit, distill_units, probe_groups
@@ -59,7 +60,7 @@ SLOWDOWN: dict[str, float] = {
 }
 # Purposes whose matrices are as wide as what is pruned; those of all others as the hidden states.
 _OF_WIDTH = frozenset({"grams", "curves", "solves"})
-IN_FLOAT64 = frozenset({"curves", "solves"})
+_SOLVED = frozenset({"curves", "solves"})
 # Seconds that units of a kind take whatever the model: processes, imports, files.
 FIXED_SECONDS: dict[str, float] = {
     "tokens": 0.5,
@@ -105,9 +106,16 @@ class StoredModel:
         return rates.read_bytes_per_second or REMOTE_BYTES_PER_SECOND
 
 
-def precision_of(purpose: str) -> Precision:
-    """What operations of a purpose are computed in."""
-    return "float64" if purpose in IN_FLOAT64 else "float32"
+def rate_of(purpose: str, precision: models.Precision, rates: DeviceRates) -> Precision:
+    """In what a device computes operations of a purpose, in a job of this precision.
+
+    Statistics stay float32, whose products are those of TF32 in every other precision.
+    """
+    if purpose in _SOLVED:
+        return rates.solves_in
+    if purpose == "grams" and precision != "float32":
+        return "tf32"
+    return precision
 
 
 def unit_seconds(
@@ -117,6 +125,7 @@ def unit_seconds(
     panels: Panels,
     rates: DeviceRates,
     stored: StoredModel,
+    precision: models.Precision = "float32",
 ) -> dict[str, float]:
     """Seconds of units by name, as one process does them one after another.
 
@@ -127,10 +136,11 @@ def unit_seconds(
         panels: The pieces in which matrices are solved.
         rates: Of the device.
         stored: Where the model lies.
+        precision: Of the job on this device.
     """
     units = list(units)
     files = Counter(unit.kind for unit in units)
-    times = _Times(spec, config, rates, stored, files)
+    times = _Times(spec, config, rates, stored, precision, files)
     return {
         unit.name: times.of(unit, work)
         for unit, work in zip(units, unit_flops(units, spec, config, panels).values(), strict=True)
@@ -146,9 +156,11 @@ class _Times:
         config: ModelConfig,
         rates: DeviceRates,
         stored: StoredModel,
+        precision: models.Precision,
         files: Mapping[str, int],
     ) -> None:
         self._spec, self._config, self._rates, self._files = spec, config, rates, files
+        self._precision = precision
         self._layers = [
             sum(math.prod(shape) for shape in layer_tensors(config, layer).values())
             for layer in range(config.layers)
@@ -180,7 +192,9 @@ class _Times:
 
     def _per_operation(self, purpose: str) -> float:
         size = self._width if purpose in _OF_WIDTH else self._config.hidden_size
-        return SLOWDOWN.get(purpose, 1.0) / self._rates.product(precision_of(purpose), size)
+        return SLOWDOWN.get(purpose, 1.0) / self._rates.product(
+            rate_of(purpose, self._precision, self._rates), size
+        )
 
     def _loaded(self, unit: Unit) -> float:
         """Parameters that a unit loads, some of them several times."""

@@ -282,6 +282,7 @@ class Job:
             self.panels,
             self.rates,
             StoredModel.of(self.index),
+            self.precision,
         )
 
     @cached_property

@@ -4,10 +4,12 @@
                                     └─ store it, beside the next one
 
 A unit is due once all units before it are finished, which they are when their files and manifests
-are stored. One process alone so runs them in the order of the graph, except that storing a unit on
-another machine goes on while one that does not need it is computed. One unit at a time is being
-stored; it stays reserved until it is finished. With several processes, each looks at a unit once
-more after reserving it: its earlier holder has either finished it or will not.
+are stored. On another machine that takes time, so the next unit is computed meanwhile: one that is
+due, or else one of a chain that reads what is being stored from this machine's disk. Units are
+stored one after another, so no manifest is there before those that it builds on; if one cannot be
+stored, nothing behind it is. What is stored stays reserved until it is finished. With several
+processes, each looks at a unit once more after reserving it: its earlier holder has either finished
+it or will not.
 
 One of them, the leader, answers for the job. It alone does units again whose files are lost, and it
 alone publishes. Helpers only do units that are not finished and can be done now.
@@ -17,12 +19,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
-from strucprune_core.errors import naming_field
+from strucprune_core.errors import Stopped, naming_field
 from strucprune_core.method.linalg.transfers import Transferred
 from strucprune_core.plan.graph import Unit, ancestors, pending, publication
 from strucprune_core.run import artifacts
@@ -39,12 +42,25 @@ from strucprune_core.run.search import search
 from strucprune_core.run.sizes import Sizes
 from strucprune_core.run.step_table import STEPS
 from strucprune_core.run.unit_errors import errors_of
-from strucprune_core.run.workspace import Draft, Stored, Workspace
+from strucprune_core.run.workspace import Draft, LostFile, Stored, Workspace
 
 log = logging.getLogger(__name__)
 
 # Kinds of units beside which nothing is stored: what they measure is time.
 ALONE_KINDS = frozenset({artifacts.Speed.kind})
+# Kinds of units that may begin while what they read, of these kinds too, is being stored. Others
+# ask for digests, or whether a unit is finished.
+CHAINED_KINDS = frozenset(
+    each.kind
+    for each in (
+        *(artifacts.Embed, artifacts.Capture, artifacts.Route, artifacts.Curve, artifacts.Gradient),
+        *(artifacts.Trial, artifacts.Solve, artifacts.Replay, artifacts.Recover, artifacts.Refit),
+        artifacts.Distill,
+    )
+)
+# Most bytes that wait behind the unit that is being stored: disk that no estimate counts. Larger
+# ones wait until nothing is being stored.
+MOST_WAITING_BYTES = 64 * 2**20
 # How long a process waits before it looks again at what others do: at first, and at most.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
 # How soon a stop takes effect meanwhile.
@@ -81,6 +97,7 @@ class _Computed:
     Attributes:
         began: Of the monotonic clock.
         seconds: What computing it took.
+        size_bytes: Of its files.
     """
 
     unit: Unit
@@ -92,6 +109,7 @@ class _Computed:
     host_peak_bytes: int
     device_peak_bytes: int | None
     transferred: Transferred
+    size_bytes: int
 
 
 def run_pending(run: Run) -> None:
@@ -153,22 +171,24 @@ class _Work:
         self._run = run
         self._leads = leads
         self._pause_seconds = FIRST_PAUSE_SECONDS
-        self._being_stored: _Computed | None = None
+        self._unstored: deque[_Computed] = deque()
         run.meter.plan(run.sizes.graph, todo, run.sizes.predicted_seconds)
 
     def do_one(self) -> bool:
         """Do a unit, or see that others did one. False if there is nothing to do now."""
-        stored = None if self._being_stored is None else self._being_stored.unit.name
-        due = [each for each in self.left.values() if each.name != stored and self._is_due(each)]
+        while self._unstored and self._run.storing.is_over:
+            self._finish_storing()
+        keeping = self._unstored[0].unit.name if self._unstored else None
+        due = self._due()
         name = self._run.reservations.reserve(
-            [unit.name for unit in due if self._can_be_done(unit)], keeping=stored
+            [unit.name for unit in due if self._can_be_done(unit)], keeping=keeping
         )
         if name is None:
             return self._finish_storing() or self._done_by_others(due)
         unit = self.left[name]
         if not self._done_by_others([unit]):
             if unit.kind in ALONE_KINDS:
-                self._finish_storing()
+                self._finish_storing_all()
             self._run.meter.begin(unit)
             self._store(_compute(self._run.sizes, unit, self._run.memory))
         self._pause_seconds = FIRST_PAUSE_SECONDS
@@ -182,8 +202,20 @@ class _Work:
             self._run.meter.safe_point()
             time.sleep(_NAP_SECONDS)
 
-    def _is_due(self, unit: Unit) -> bool:
-        return self._before[unit.name].isdisjoint(self.left)
+    def _due(self) -> list[Unit]:
+        """Units that could be begun; last those that build on what is being stored."""
+        stored = {each.unit.name: each.unit for each in self._unstored}
+        due: list[Unit] = []
+        chained: list[Unit] = []
+        for unit in self.left.values():
+            missing = self._before[unit.name] & self.left.keys()
+            if unit.name in stored or not missing <= stored.keys():
+                continue
+            if not missing:
+                due.append(unit)
+            elif {unit.kind, *(stored[name].kind for name in missing)} <= CHAINED_KINDS:
+                chained.append(unit)
+        return due + chained
 
     def _can_be_done(self, unit: Unit) -> bool:
         """Whether what a unit that is due reads is there.
@@ -204,26 +236,50 @@ class _Work:
         return bool(done)
 
     def _store(self, computed: _Computed) -> None:
-        """Begin to store a unit, after the one before."""
+        """Have a unit stored, after those before."""
+        workspace = self._run.sizes.workspace
         try:
-            self._finish_storing()
+            while not self._may_wait(computed):
+                self._finish_storing()
+            if workspace.is_remote:
+                workspace.hold(computed.unit.name, computed.draft)
         except BaseException:
             computed.scratch.close()
             raise
-        self._being_stored = computed
-        self._run.storing.start(partial(_stored, self._run.sizes.workspace, computed))
-        if not self._run.sizes.workspace.is_remote:
+        self._unstored.append(computed)
+        self._run.storing.start(partial(_stored, workspace, computed))
+        if not workspace.is_remote:
             # The disk is this machine's, and so would be the processor time of copying: there is
             # nothing to be gained.
             self._finish_storing()
+            return
+        for owner, name in computed.unit.releases:
+            workspace.drop_local(owner, name)  # Else there would be a copy more on this disk.
+
+    def _may_wait(self, computed: _Computed) -> bool:
+        """Whether a unit may be stored after what is being stored, and wait for it until then."""
+        if not self._unstored:
+            return True
+        waiting = [*self._unstored, computed][1:]
+        fits = sum(each.size_bytes for each in waiting) <= MOST_WAITING_BYTES
+        return fits and not self._run.reservations.shared  # One is kept beside the next one.
+
+    def _finish_storing_all(self) -> None:
+        while self._finish_storing():
+            pass
 
     def _finish_storing(self) -> bool:
-        """Wait for the unit that is being stored, after which it is finished. False if none is."""
-        computed, self._being_stored = self._being_stored, None
-        if computed is None:
+        """Wait for the first unit that is being stored: it is finished then. False if none is."""
+        if not self._unstored:
             return False
+        computed = self._unstored.popleft()
         unit, workspace = computed.unit, self._run.sizes.workspace
-        stored, seconds = self._run.storing.result(self._run.meter.storing)
+        try:
+            stored, seconds = self._run.storing.result(self._run.meter.storing)
+        except BaseException:
+            computed.scratch.close()
+            workspace.withdraw(unit.name)
+            raise
         workspace.adopt(stored)
         for owner, name in unit.releases:
             workspace.release(owner, name)
@@ -252,14 +308,18 @@ class _Work:
     ) -> None:
         if error is not None and not isinstance(error, Exception):
             self._run.storing.abandon()  # At once means at once.
-        try:
-            # A unit that is being stored is better finished than stopped.
-            self._finish_storing()
-        except Exception as another:
-            if error is None:
-                raise
-            if another is not error:
-                log.warning("storing the previous unit failed after another error: %s", another)
+        first = error
+        while self._unstored:
+            try:
+                # A unit that is being stored is better finished than stopped.
+                self._finish_storing()
+            except Exception as another:
+                if first is None:
+                    first = another
+                elif another is not first and not isinstance(another, Stopped):
+                    log.warning("storing a unit failed after another error: %s", another)
+        if first is not None and error is None:
+            raise first
 
     def _end(self, unit: Unit) -> None:
         del self.left[unit.name]
@@ -312,7 +372,10 @@ def _compute(sizes: Sizes, unit: Unit, memory: MemoryMeter) -> _Computed:
         seconds = round(time.monotonic() - began, 4)
         peaks = memory.take_host_peak(), memory.take_device_peak()
         left = scratch.pop_all()
-        return _Computed(unit, draft, left, began_at, began, seconds, *peaks, transfers.take())
+        return _Computed(
+            *(unit, draft, left, began_at, began, seconds, *peaks, transfers.take()),
+            size_bytes=sum(path.stat().st_size for path in draft.directory.iterdir()),
+        )
 
 
 def _stored(workspace: Workspace, computed: _Computed) -> tuple[Stored, float]:
@@ -326,4 +389,10 @@ def _stored(workspace: Workspace, computed: _Computed) -> tuple[Stored, float]:
             device_peak_bytes=computed.device_peak_bytes,
             transferred=computed.transferred,
         )
+        if workspace.is_remote and not stored.is_same:
+            # What was computed meanwhile may build on this process's bytes.
+            raise LostFile(
+                f"another process has stored other bytes of {computed.unit.name}",
+                computed.unit.name,
+            )
     return stored, time.monotonic() - computed.began

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from strucprune_core.models.precision import Precision
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.plan.pieces import plan_job
@@ -121,6 +122,36 @@ def test_a_device_twice_as_fast_takes_half_the_time(facts: ModelFacts) -> None:
     for name in ("capture.2", "curve.0", "probe.0", "solve.3", "evaluate.dense"):
         fixed = EVERY_UNIT_SECONDS
         assert slow[name] - fixed == pytest.approx(2 * (fast[name] - fixed))
+
+
+def test_operations_run_at_the_rate_of_their_precision(facts: ModelFacts) -> None:
+    gpu = RATES.model_copy(
+        update={
+            "kind": "cuda",
+            "products": {**RATES.products, "bfloat16": {64: 40e6}, "tf32": {64: 20e6}},
+        }
+    )
+    spec = job()
+    units = computing_units(spec, facts.config)
+    panels = plan_job(spec, facts.config).panels
+    work = unit_flops(units, spec, facts.config, panels)["capture.0"]
+
+    def seconds(precision: Precision) -> dict[str, float]:
+        return unit_seconds(units, spec, facts.config, panels, gpu, NEAR, precision)
+
+    exact, narrow, tf32 = (seconds(each) for each in ("float32", "bfloat16", "tf32"))
+    assert exact["capture.0"] - narrow["capture.0"] == pytest.approx(
+        work["calibration"] * SLOWDOWN["calibration"] * (1 / 4e6 - 1 / 40e6)
+        + work["grams"]
+        * SLOWDOWN["grams"]
+        * (1 / RATES.product("float32", 192) - 1 / 20e6)  # statistics are float32 at heart
+    )
+    assert narrow["evaluate.dense"] < tf32["evaluate.dense"] < exact["evaluate.dense"]
+    assert exact["curve.0"] == narrow["curve.0"] == tf32["curve.0"]
+    # A GPU that is slow in float64 solves in float32, here twice as fast.
+    quick = gpu.model_copy(update={"solves_in": "float32"})
+    solved = unit_seconds(units, spec, facts.config, panels, quick, NEAR)["curve.0"]
+    assert exact["curve.0"] - EVERY_UNIT_SECONDS == pytest.approx(2 * (solved - EVERY_UNIT_SECONDS))
 
 
 def test_far_weights_take_the_time_of_the_network(facts: ModelFacts) -> None:
