@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from strucprune_core.checkpoint.index import CheckpointIndex
-from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.method.linalg.panels import WIDE_COLUMNS, Panels
 from strucprune_core.models import precision as models
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.tensors import expected_tensors, layer_tensors
@@ -110,13 +110,23 @@ class StoredModel:
         return rates.read_bytes_per_second or REMOTE_BYTES_PER_SECOND
 
 
-def rate_of(purpose: str, precision: models.Precision, rates: DeviceRates) -> Precision:
+def rate_of(
+    purpose: str, precision: models.Precision, rates: DeviceRates, columns: int
+) -> Precision:
     """In what a device computes operations of a purpose, in a job of this precision.
 
-    Statistics stay float32, whose products are those of TF32 in every other precision.
+    Statistics stay float32, whose products are those of TF32 in every other precision. What is
+    solved in float32 first is so in most cases.
+
+    Args:
+        purpose: Of the operations, as `plan.work` names it.
+        precision: Of the job.
+        rates: Of the device.
+        columns: Of the widest matrix that is solved.
     """
     if purpose in _SOLVED:
-        return rates.solves_in
+        wide = rates.kind == "cpu" and columns > WIDE_COLUMNS
+        return "float32" if wide else rates.solves_in
     if purpose == "grams" and precision != "float32":
         return "tf32"
     return precision
@@ -198,7 +208,7 @@ class _Times:
     def _per_operation(self, purpose: str) -> float:
         size = self._width if purpose in _OF_WIDTH else self._config.hidden_size
         return SLOWDOWN.get(purpose, 1.0) / self._rates.product(
-            rate_of(purpose, self._precision, self._rates), size
+            rate_of(purpose, self._precision, self._rates, self._width), size
         )
 
     def _loaded(self, unit: Unit) -> float:

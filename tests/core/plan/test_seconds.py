@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from strucprune_core.method.linalg.panels import WIDE_COLUMNS
 from strucprune_core.models.precision import Precision
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.inspection import inspect_model
@@ -31,6 +32,7 @@ from strucprune_core.plan.unit_seconds import (
     READ_BYTES_PER_PARAMETER,
     SLOWDOWN,
     StoredModel,
+    rate_of,
     unit_seconds,
 )
 from strucprune_core.plan.work import computing_units, unit_flops
@@ -155,6 +157,19 @@ def test_operations_run_at_the_rate_of_their_precision(facts: ModelFacts) -> Non
     quick = gpu.model_copy(update={"solves_in": "float32"})
     solved = unit_seconds(units, spec, facts.config, panels, quick, NEAR)["curve.0"]
     assert exact["curve.0"] - EVERY_UNIT_SECONDS == pytest.approx(2 * (solved - EVERY_UNIT_SECONDS))
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "wanted"),
+    [
+        ("cpu", WIDE_COLUMNS, "float64"),
+        ("cpu", WIDE_COLUMNS + 1, "float32"),
+        ("cuda", WIDE_COLUMNS + 1, "float64"),
+    ],
+)
+def test_wide_matrices_are_solved_in_float32_on_a_cpu(kind: str, columns: int, wanted: str) -> None:
+    rates = RATES.model_copy(update={"kind": kind})
+    assert rate_of("curves", "float32", rates, columns) == wanted
 
 
 def test_far_weights_take_the_time_of_the_network(facts: ModelFacts) -> None:
