@@ -83,7 +83,7 @@ def pass_bytes(config: ModelConfig, batch: Batch, tiles: Tiles) -> int:
 
 def ahead_bytes(config: ModelConfig, tiles: Tiles) -> int:
     """The layer that is read before it is wanted."""
-    if not tiles.reads_ahead:
+    if not tiles.reads_ahead or config.layers == 1:
         return 0
     operand = tiles.operand_bytes
     largest = max(layer_bytes(config, layer, operand) for layer in distinct_layers(config))
