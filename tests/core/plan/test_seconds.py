@@ -24,9 +24,12 @@ from strucprune_core.plan.seconds import (
     publishing_seconds,
     runs_on,
 )
+from strucprune_core.plan.speed import ROUNDS, shape
 from strucprune_core.plan.unit_seconds import (
     EVERY_UNIT_SECONDS,
+    FIXED_SECONDS,
     LOADED_BYTES_PER_PARAMETER,
+    READ_BYTES_PER_PARAMETER,
     SLOWDOWN,
     StoredModel,
     rate_of,
@@ -181,6 +184,17 @@ def test_far_weights_take_the_time_of_the_network(facts: ModelFacts) -> None:
     assert known["capture.0"] == pytest.approx(near["capture.0"], rel=1e-6)
     again = seconds_of(job(), facts, RATES.model_copy(update={"read_bytes_per_second": 1e6}), large)
     assert again["capture.0"] > near["capture.0"] + 1.0
+
+
+def test_tokens_of_a_speed_measurement_read_all_weights(facts: ModelFacts) -> None:
+    spec = job()
+    assert spec.evaluation is not None
+    judged = spec.evaluation.model_copy(update={"speed": True})
+    spec = spec.model_copy(update={"evaluation": judged})
+    found = seconds_of(spec, facts)["speed"]
+    passes = 2 * (ROUNDS + 1) * shape(spec, facts.config)[1]
+    read = passes * facts.parameters * READ_BYTES_PER_PARAMETER
+    assert found > read / RATES.memory_bytes_per_second + FIXED_SECONDS["speed"]
 
 
 def test_a_job_takes_what_its_units_take(facts: ModelFacts) -> None:
