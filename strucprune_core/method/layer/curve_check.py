@@ -6,10 +6,10 @@ Two identities hold for the columns K that are left, with H = G + eps I and what
     sum of costs + tr(M H_KK) = tr(M0 H)        the error of removing everything does not depend on
                                                 the way there.
 
-The first is tried on vectors v of random signs over sqrt(P_jj). The residual r = v - H_KK P v stands
-for the error H_KK^-1 r of P v, whose square in the norm of H_KK is r^T H_KK^-1 r, about r^T P r; that
-of P v itself is v^T P v. On the average over signs, the root of their ratio is the root mean square
-over columns of
+The first is tried on vectors v of random signs over sqrt(P_jj). The residual r = v - H_KK P v
+stands for the error H_KK^-1 r of P v. In the norm of H_KK the square of that is r^T H_KK^-1 r,
+about r^T P r, and that of P v itself v^T P v. On the average over signs, the root of their ratio is
+the root mean square over columns of
 
     ||error of P e_j|| / ||P e_j||, in the norm of H_KK,    a bound of the relative error of P_jj
 
