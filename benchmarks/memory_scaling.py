@@ -36,7 +36,6 @@ from strucprune_core.plan.memory.device import device_terms
 from strucprune_core.plan.pieces import MARGIN, plan_job
 from strucprune_core.spec import JobSpec
 
-AMPLE_BYTES = 2**50
 MEASURED_LAYERS = 2
 # Hidden size, FFN channels, layers, heads, key-value heads (Zhang et al. 2022, table 1; Touvron et
 # al. 2023; Grattafiori et al. 2024).
