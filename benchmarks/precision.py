@@ -4,8 +4,8 @@
 
 Two jobs differ in `runtime.precision` alone. They are compared by the perplexity of the dense and
 the pruned model, and by the channels that each layer keeps. Then all damage curves and repairs of
-the first job are computed in float64 and in float32 from its statistics. The text is that of the
-demo (`embedded.text`), or what is given.
+the first job are computed in float64 and in float32 from its statistics. `--part` does one of both;
+the other's results stay. The text is that of the demo (`embedded.text`), or what is given.
 """
 
 from __future__ import annotations
@@ -48,21 +48,35 @@ def main() -> None:
     options = _parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="precision.") as scratch:
         root = Path(options.directory or scratch)
-        reports = {each: _job(options, each, root) for each in PRECISIONS}
-        found = {
-            "command": "python -m benchmarks.precision",
-            "model": Path(options.model).name,
-            "settings": {
-                name: getattr(options, name)
-                for name in ("sparsity", "samples", "sequences", "length")
-            },
-            "environment": reports["float32"].environment.model_dump(),
-            "jobs": {each: _figures(report) for each, report in reports.items()},
-            "bfloat16_against_float32": compared(*reports.values()),
-            "solves": solves(options, root),
-        }
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=2))
+        if options.part in ("jobs", "both"):
+            reports = {each: _job(options, each, root) for each in PRECISIONS}
+            _keep(
+                {
+                    **_about(options),
+                    "environment": reports["float32"].environment.model_dump(),
+                    "jobs": {each: _figures(report) for each, report in reports.items()},
+                    "bfloat16_against_float32": compared(*reports.values()),
+                }
+            )
+        if options.part in ("solves", "both"):
+            _keep({**_about(options), "solves": solves(options, root)})
+
+
+def _about(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("sparsity", "samples", "sequences", "length")
+    return {
+        "command": "python -m benchmarks.precision",
+        "model": Path(options.model).name,
+        "settings": {name: getattr(options, name) for name in names},
+    }
+
+
+def _keep(found: dict[str, Any]) -> None:
+    """Replace a part of the results."""
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    text = json.dumps(before | found, indent=2)
+    RESULTS.write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--part", choices=("jobs", "solves", "both"), default="both")
     parser.add_argument("--directory", help="for workspaces; a job that was cut continues there")
     return parser
 
