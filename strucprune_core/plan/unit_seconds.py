@@ -52,7 +52,7 @@ SLOWDOWN: dict[str, float] = {
     "reviews": 1.45,
     "evaluation": 1.3,
     "gradients": 1.5,
-    "recovery": 1.5,
+    "recovery": 0.7,  # Its planned operations are those of whole layers, of which it trains a part.
     "distillation": 1.1,
     "blocks": 1.45,
     "refits": 1.5,
