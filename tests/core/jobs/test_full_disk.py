@@ -131,7 +131,7 @@ def test_a_scratch_directory_that_is_taken_away(
     tmp_path: Path, spec: JobSpec, expected: dict[str, bytes]
 ) -> None:
     def take_away(progress: Progress) -> None:
-        if progress.fraction > 0.3:
+        if progress.phase == "calibrating":
             shutil.rmtree(tmp_path / "scratch", ignore_errors=True)
 
     with pytest.raises(ScratchUnavailable, match="no such file") as caught:
