@@ -48,6 +48,11 @@ class Background(Generic[T]):
         task, self._task = self._task, None
         return task.result()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a task was begun that was not seen through yet."""
+        return self._task is not None
+
     def abandon(self) -> None:
         """Have the task end at its next `tick`."""
         self._abandoned.set()

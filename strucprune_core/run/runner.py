@@ -4,10 +4,12 @@
                                     └─ store it, beside the next one
 
 A unit is due once all units before it are finished, which they are when their files and manifests
-are stored. One process alone so runs them in the order of the graph, except that storing a unit on
-another machine goes on while one that does not need it is computed. One unit at a time is being
-stored; it stays reserved until it is finished. With several processes, each looks at a unit once
-more after reserving it: its earlier holder has either finished it or will not.
+are stored. Where it follows one (`run.following`), it is due once that one has handed on its first
+file; what this process itself is storing is not followed. One process alone so runs them in the
+order of the graph, except that storing a unit on another machine goes on while one that does not
+need it is computed. One unit at a time is being stored; it stays reserved until it is finished.
+With several processes, each looks at a unit once more after reserving it: its earlier holder has either
+finished it or will not.
 
 One of them, the leader, answers for the job. It alone does units again whose files are lost, and it
 alone publishes. Helpers only do units that are not finished and can be done now.
@@ -17,17 +19,19 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
 from strucprune_core.errors import naming_field
-from strucprune_core.plan.graph import Unit, ancestors, pending, publication
+from strucprune_core.plan.graph import Unit, must_be_finished, pending, publication
 from strucprune_core.run import artifacts
 from strucprune_core.run.background import Background
 from strucprune_core.run.context import Job
 from strucprune_core.run.finished_layers import updates_of, updates_so_far
+from strucprune_core.run.following import Following, GivenBack, OtherBytes
 from strucprune_core.run.layer_updates import LayerSink, LayerUpdate, ignore_layers
 from strucprune_core.run.memory_meter import MemoryMeter, return_free_memory
 from strucprune_core.run.progress import FinishedUnit, UnitSink
@@ -61,6 +65,8 @@ class Run:
         finished: Called with each unit that was done here.
         reservations: Which units others have.
         storing: Stores a unit while the next one is computed; its failures stop the meter.
+        handing_on: The same of the files that a unit hands on while it runs.
+        following: Waits for what others hand on.
         layers: Called by the leader with updates on layers, from its own units and those of others.
     """
 
@@ -70,6 +76,8 @@ class Run:
     finished: UnitSink
     reservations: UnitReservations
     storing: Background[tuple[Stored, float]]
+    handing_on: Background[None]
+    following: Following
     layers: LayerSink = ignore_layers
 
 
@@ -147,7 +155,8 @@ class _Work:
 
     def __init__(self, run: Run, todo: list[Unit], *, leads: bool) -> None:
         self.left = {unit.name: unit for unit in todo}
-        self._before = ancestors(run.sizes.graph)
+        self._before = must_be_finished(run.sizes.graph)
+        self._follows = {unit.name: unit.follows for unit in run.sizes.graph if unit.follows}
         self._run = run
         self._leads = leads
         self._pause_seconds = FIRST_PAUSE_SECONDS
@@ -157,7 +166,7 @@ class _Work:
     def do_one(self) -> bool:
         """Do a unit, or see that others did one. False if there is nothing to do now."""
         stored = None if self._being_stored is None else self._being_stored.unit.name
-        due = [each for each in self.left.values() if each.name != stored and self._is_due(each)]
+        due = self._due(stored)
         name = self._run.reservations.reserve(
             [unit.name for unit in due if self._can_be_done(unit)], keeping=stored
         )
@@ -168,7 +177,12 @@ class _Work:
             if unit.kind in ALONE_KINDS:
                 self._finish_storing()
             self._run.meter.begin(unit)
-            self._store(_compute(self._run.sizes, unit, self._run.memory))
+            try:
+                self._run.following.begin(unit.name, self._follows)
+                self._store(_compute(self._run, unit))
+            except (GivenBack, OtherBytes) as reason:
+                log.info("%s is given up: %r", unit.name, reason)
+                self._run.meter.give_back(unit)
         self._pause_seconds = FIRST_PAUSE_SECONDS
         return True
 
@@ -180,8 +194,35 @@ class _Work:
             self._run.meter.safe_point()
             time.sleep(_NAP_SECONDS)
 
-    def _is_due(self, unit: Unit) -> bool:
-        return self._before[unit.name].isdisjoint(self.left)
+    def _due(self, stored: str | None) -> list[Unit]:
+        """The units that could be begun by now, but for the one that is being stored here."""
+        due: list[Unit] = []
+        begun: set[str] = set()
+        for unit in [*self.left.values()]:
+            if unit.name == stored or not self._before[unit.name].isdisjoint(self.left):
+                continue
+            running = [name for name in unit.follows if name in self.left]
+            if all(self._hands_on(name, unit, begun) for name in running):
+                due.append(unit)
+                begun.add(unit.name)
+        return [unit for unit in due if unit.name in self.left]
+
+    def _hands_on(self, name: str, to: Unit, begun: set[str]) -> bool:
+        """Whether a unit is finished by now, or has handed on the first file that another reads.
+
+        Args:
+            name: The unit, which was not finished when we looked last.
+            to: The one that would follow it.
+            begun: Units that are due. No other one hands on anything.
+        """
+        if name not in begun or not self._run.reservations.shared:
+            return False
+        workspace = self._run.sizes.workspace
+        if workspace.look(name):
+            self._end(self.left[name])
+            return True
+        first = next(file for file in to.reads if file.unit == name)
+        return workspace.has_handed_on(*first)
 
     def _can_be_done(self, unit: Unit) -> bool:
         """Whether what a unit that is due reads is there.
@@ -190,7 +231,9 @@ class _Work:
         unit and released what it read.
         """
         present = self._run.sizes.workspace.has_file
-        return self._leads or all(present(owner, name) for owner, name in unit.reads)
+        return self._leads or all(
+            present(owner, name) for owner, name in unit.reads if owner not in self.left
+        )
 
     def _done_by_others(self, units: list[Unit]) -> bool:
         """Whether others have finished any of these units meanwhile."""
@@ -205,6 +248,7 @@ class _Work:
         """Begin to store a unit, after the one before."""
         try:
             self._finish_storing()
+            self._run.following.settle()
         except BaseException:
             computed.scratch.close()
             raise
@@ -223,6 +267,9 @@ class _Work:
         unit, workspace = computed.unit, self._run.sizes.workspace
         stored, seconds = self._run.storing.result(self._run.meter.storing)
         workspace.adopt(stored)
+        if self._run.reservations.shared:
+            for owner in {owner for owner, _ in unit.releases}:
+                workspace.look(owner)  # Attempts that died may have left files of these names, too.
         for owner, name in unit.releases:
             workspace.release(owner, name)
         log.info("%s finished in %.1f s", unit.name, seconds)
@@ -289,15 +336,16 @@ def _pending(sizes: Sizes) -> list[Unit]:
     return pending(units, finished, present)[:-1]
 
 
-def _compute(sizes: Sizes, unit: Unit, memory: MemoryMeter) -> _Computed:
+def _compute(run: Run, unit: Unit) -> _Computed:
     """Compute one unit."""
+    sizes, memory = run.sizes, run.memory
     began_at, began = time.time(), time.monotonic()
     return_free_memory()
     memory.take_host_peak()
     memory.take_device_peak()
     with errors_of(unit), ExitStack() as scratch:
         draft = scratch.enter_context(sizes.workspace.draft())
-        with memory.counting():
+        with memory.counting(), _handing_on(run, unit, draft):
             if unit.kind == artifacts.Sizes.kind:
                 report_on_sizes(sizes, draft)
             elif unit.kind == artifacts.Search.kind:
@@ -308,6 +356,33 @@ def _compute(sizes: Sizes, unit: Unit, memory: MemoryMeter) -> _Computed:
         seconds = round(time.monotonic() - began, 4)
         peaks = memory.take_host_peak(), memory.take_device_peak()
         return _Computed(unit, draft, scratch.pop_all(), began_at, began, seconds, *peaks)
+
+
+@contextmanager
+def _handing_on(run: Run, unit: Unit, draft: Draft) -> Iterator[None]:
+    """Inside, store the files that the unit hands on beside its computing, if others may want them.
+
+    Afterwards nothing is being stored of it.
+    """
+
+    def hand_on(name: str) -> None:
+        wait()
+        run.handing_on.start(partial(run.sizes.workspace.hand_on, unit.name, draft, name))
+
+    def wait() -> None:
+        if run.handing_on.is_busy:
+            with naming_field("workspace"):
+                run.handing_on.result(run.meter.storing)
+
+    if run.reservations.shared:
+        draft.hand_on = hand_on
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            wait()
+        raise
+    wait()
 
 
 def _stored(workspace: Workspace, computed: _Computed) -> tuple[Stored, float]:

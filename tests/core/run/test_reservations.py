@@ -59,6 +59,12 @@ class Board:
             self.held[who] += free[:1]
             return free[0] if free else None
 
+    def all_held(self, who: str) -> frozenset[str]:
+        with self.lock:
+            if who in self.gone:
+                raise Stopped("no place any more")
+            return frozenset(unit for units in self.held.values() for unit in units)
+
     def lapse(self, who: str) -> None:
         with self.lock:
             self.held.pop(who, None)
@@ -75,6 +81,9 @@ class Reservations:
 
     def reserve(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
         return self.board.reserve(self.who, ready, keeping)
+
+    def held(self) -> frozenset[str]:
+        return self.board.all_held(self.who)
 
 
 @dataclass
@@ -280,6 +289,9 @@ class Forgotten:
     def reserve(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
         return ready[0] if ready else None
 
+    def held(self) -> frozenset[str]:
+        return frozenset()
+
 
 def test_without_any_reservations_work_is_done_twice_and_the_bytes_are_the_same(
     crew: Crew, expected: dict[str, bytes]
@@ -366,6 +378,9 @@ class LastFirst:
     def reserve(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
         self.taken += ready[-1:]
         return ready[-1] if ready else None
+
+    def held(self) -> None:
+        return None
 
 
 @pytest.mark.parametrize(
