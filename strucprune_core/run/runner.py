@@ -8,8 +8,8 @@ are stored. Where it follows one (`run.following`), it is due once that one has 
 file; what this process itself is storing is not followed. One process alone so runs them in the
 order of the graph, except that storing a unit on another machine goes on while one that does not
 need it is computed. One unit at a time is being stored; it stays reserved until it is finished.
-With several processes, each looks at a unit once more after reserving it: its earlier holder has either
-finished it or will not.
+With several processes, each looks at a unit once more after reserving it: its earlier holder has
+either finished it or will not.
 
 One of them, the leader, answers for the job. It alone does units again whose files are lost, and it
 alone publishes. Helpers only do units that are not finished and can be done now.
