@@ -34,6 +34,17 @@ def with_deadline(spec: JobSpec, limits: TenantLimits) -> JobSpec:
     return spec.model_copy(update={"runtime": spec.runtime.model_copy(update=longest)})
 
 
+def with_gpu_memory(spec: JobSpec, usual_bytes: int | None) -> JobSpec:
+    """The job, with the service's usual limit of device memory if it asks for a GPU and names none.
+
+    Pieces follow from the specification, so that every worker computes the same bytes.
+    """
+    if not spec.runtime.on_gpu or spec.runtime.device_memory_bytes is not None:
+        return spec
+    runtime = spec.runtime.model_copy(update={"device_memory_bytes": usual_bytes})
+    return spec.model_copy(update={"runtime": runtime})
+
+
 def priority_issues(spec: JobSpec | PartialJob, limits: TenantLimits) -> list[OverLimit]:
     """What is wrong with the job's priority."""
     rising = get_args(Priority)[::-1]

@@ -20,6 +20,7 @@ from api.stores import Stores
 from api.turns import Turns
 from api.webhooks import outbox
 from api.webhooks.outbox import Outbox
+from api.worker_classes import WorkerClasses
 from strucprune_core.access.key_store import KeyStore
 
 # Requests that may block a thread at once. There are forty threads for all blocking work. No tenant
@@ -58,6 +59,7 @@ class Services:
         restores: Turns for looking up a job in the journal that the ledger does not have.
         feed: New events of jobs, for event streams.
         long_answers: Counts event streams and long-polls.
+        worker_classes: Classes of workers, for which times are predicted.
     """
 
     settings: Settings
@@ -72,6 +74,7 @@ class Services:
     inspections: Turns
     feed: EventFeed
     long_answers: LongAnswers
+    worker_classes: WorkerClasses
     threads: Turns = field(default_factory=_threads)
     restores: Turns = field(default_factory=_restores)
 
@@ -90,9 +93,10 @@ class Services:
         state = stores.open(settings.state_uri)
         job_reads = JobReads(settings.redis_url)
         inspectors = inspectors or Inspectors(settings.inspection_helpers)
+        ledger = connect(settings.redis_url)
         return cls(
             settings,
-            connect(settings.redis_url),
+            ledger,
             job_reads,
             Journal(state),
             Doorbell(settings.celery_broker_url),
@@ -108,6 +112,7 @@ class Services:
             _inspections(inspectors.count),
             EventFeed(job_reads),
             LongAnswers(settings.event_streams),
+            WorkerClasses(ledger),
         )
 
     async def close(self) -> None:

@@ -106,6 +106,10 @@ class Settings(LimitSettings):
             oldest ended jobs are archived. No other limits by default. Workers need the same value,
             since they enforce `running_jobs`.
         tenant_limits: JSON object, tenant -> limits that replace those above as a whole.
+        gpu_memory_bytes: The `runtime.device_memory_bytes` of jobs that ask for `cuda` and name
+            none; it becomes part of the job. Take what the smallest GPU of a worker has, less some
+            4 GB for CUDA itself: the default is for 24 GiB. With `null` such jobs run in small
+            pieces.
         task_downloads: Whether jobs may name tasks of lm-evaluation-harness, whose data workers
             then download from a Hugging Face hub (or read from its cache, with `HF_HUB_OFFLINE`).
             If not, jobs bring task files. API and workers need the same value.
@@ -121,6 +125,10 @@ class Settings(LimitSettings):
             say who logs in: `MLFLOW_TRACKING_TOKEN`, or `MLFLOW_TRACKING_USERNAME` and
             `MLFLOW_TRACKING_PASSWORD`; `MLFLOW_TRACKING_SERVER_CERT_PATH` names its authority.
         mlflow_experiment: Its experiment, in which `{tenant}` stands for the job's tenant.
+        worker_prices: JSON object, class of workers (its pool) -> what an hour of such a worker
+            costs. Users then see a range of costs before they submit a job. Without an entry no
+            cost is shown.
+        currency: What prices are in, as users see it: `EUR`.
         max_request_bytes: Larger request bodies are refused.
         event_streams: Event streams and waiting requests (`Prefer: wait`) that an API process holds
             open. A further stream is answered with 503, a further waiting request without waiting.
@@ -152,11 +160,16 @@ class Settings(LimitSettings):
         default_factory=dict
     )
     allow_local_files: bool = False
+    gpu_memory_bytes: int | None = Field(default=20 * 2**30, ge=2**20)
     webhook_secrets: dict[Tenant, WebhookSecret] = Field(default_factory=dict, repr=False)
     webhook_hosts: tuple[str, ...] = ()
     webhook_allow_http: bool = False
     mlflow_tracking_uri: MlflowUri | None = None
     mlflow_experiment: str = Field(default="strucprune/{tenant}", min_length=1, max_length=400)
+    worker_prices: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
+    currency: str = Field(default="", max_length=20)
     max_request_bytes: int = Field(default=256 * 1024, ge=1024)
     event_streams: int = Field(default=2000, ge=1)
     max_connections: int = Field(default=4000, ge=16)

@@ -21,13 +21,14 @@ from api.job_limits import (
     label_issues,
     priority_issues,
     with_deadline,
+    with_gpu_memory,
 )
 from api.jobs.archive import recall
 from api.jobs.doorbell import ring_if_missing
 from api.jobs.journal import ID_HEX_DIGITS, JournalEntry, new_id
 from api.jobs.ledger import LedgerUnavailable
 from api.jobs.limits import TenantLimits
-from api.jobs.record import JobRecord
+from api.jobs.record import JobRecord, PredictedTime
 from api.jobs.sequel import deleted
 from api.jobs.state import JobState
 from api.jobs.tracing import TRACEPARENT
@@ -101,6 +102,10 @@ def submit(
                 "scratch_bytes": scratch_bytes,
                 "extends": extends,
                 "workspace_of": owner,
+                "predicted": {
+                    name: PredictedTime.model_validate(each.model_dump())
+                    for name, each in verdict.times.items()
+                },
             }
         )
         # Before the job is journalled: a crash in between must not lose an accepted job's messages.
@@ -140,7 +145,8 @@ def examine(
 ) -> tuple[Verdict, JobSpec]:
     """Judge a job: what would keep it from working. Reads nothing at a URI that is not allowed.
 
-    The verdict comes with the job as it was judged: a branch of a hub is replaced by its commit.
+    The verdict comes with the job as it was judged: a branch of a hub is replaced by its commit,
+    and a job for a GPU has a limit of device memory.
 
     Blocks until a helper has judged the job, so the caller must hold a turn of
     `services.inspections`.
@@ -161,6 +167,7 @@ def examine(
             [*examine_parts(services, tenant, PartialJob.of(spec)), *about_webhook]
         ), spec
     limits = services.settings.limits_of(tenant)
+    judged = with_gpu_memory(judged, services.settings.gpu_memory_bytes)
     found = _judge(services, judged, limits)
     late = [
         *_issues_of_limits(judged, limits),
@@ -190,7 +197,11 @@ def examine_parts(services: Services, tenant: str, job: PartialJob) -> list[Stru
 
 def _judge(services: Services, job: JobSpec | PartialJob, limits: TenantLimits) -> Verdict:
     return services.inspectors.judge(
-        job, limits, services.stores.open, task_downloads=services.settings.task_downloads
+        job,
+        limits,
+        services.stores.open,
+        task_downloads=services.settings.task_downloads,
+        rates={each.name: each.rates for each in services.worker_classes.all()},
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from http import HTTPStatus
@@ -13,12 +13,24 @@ from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.event_titles import event_title
+from api.expected_start import expected_start
 from api.jobs.limits import TenantLimits
-from api.jobs.record import JobEvent, JobRecord, LogLine, QueuePlace, WorkerRecord
+from api.jobs.record import (
+    JobEvent,
+    JobRecord,
+    LogLine,
+    Outlook,
+    PredictedTime,
+    WorkerRecord,
+)
 from api.jobs.state import JobState
 from api.problems import FieldError
+from api.settings import Settings
+from api.worker_classes import WorkerClass
 from strucprune_core.export.runtimes import Runtime, RuntimeSupport
 from strucprune_core.plan.estimate import Estimate
+from strucprune_core.plan.rates import DeviceRates
+from strucprune_core.plan.seconds import TimeEstimate
 from strucprune_core.plan.titles import phase_title, unit_title
 from strucprune_core.run.progress import Phase
 from strucprune_core.spec import JobSpec
@@ -47,6 +59,37 @@ class ProgressView(BaseModel):
     unit_title: str | None = Field(default=None, description="What that unit does.")
 
 
+class StartView(BaseModel):
+    """Seconds from now, between which a job probably starts."""
+
+    least_seconds: float
+    most_seconds: float
+
+
+class CostView(BaseModel):
+    """What a job's time on a worker costs, by the operator's prices."""
+
+    least: float
+    most: float
+    currency: str
+
+
+class TimeView(BaseModel):
+    """How long a job takes on one class of workers, with one worker that does nothing else."""
+
+    worker_class: str = Field(description="The workers' pool, or their device.")
+    workers: int = Field(description="How many of them are there, whatever they are at.")
+    seconds: float = Field(description="What is most likely.")
+    least_seconds: float
+    most_seconds: float
+    phases: dict[Phase, float] = Field(description="The most likely seconds of each phase.")
+    device: str
+    threads: int
+    cost: CostView | None = Field(
+        default=None, description="Null where the operator has named no price."
+    )
+
+
 class QueueView(BaseModel):
     """Where a queued job stands: an estimate."""
 
@@ -60,6 +103,11 @@ class QueueView(BaseModel):
         "soon."
     )
     workers: int = Field(description="Workers that are there, whatever they are at.")
+    starts_in: StartView | None = Field(
+        default=None,
+        description="When the job probably starts, if all stays as it is; null where that cannot "
+        "be told.",
+    )
 
 
 class JobErrorView(BaseModel):
@@ -106,6 +154,11 @@ class JobView(BaseModel):
         default=None,
         description="While the job is queued, where it stands. Only in the answer for one job, and "
         "no part of its ETag.",
+    )
+    predicted: dict[str, PredictedTime] = Field(
+        default_factory=dict,
+        description="How long the job was predicted to take when it was submitted, by class of "
+        "workers: with one worker that does nothing else.",
     )
     progress: ProgressView | None
     error: JobErrorView | None
@@ -172,6 +225,48 @@ class ValidationView(BaseModel):
     runtimes: list[RuntimeSupport] | None = Field(
         default=None, description="Which runtimes will load the result; null if not valid."
     )
+    times: list[TimeView] = Field(
+        default_factory=list,
+        description="How long the job takes, for each class of workers that can run it.",
+    )
+    starts_in: StartView | None = Field(
+        default=None,
+        description="When the job would start if it were submitted now; null where that cannot be "
+        "told, or if it is not valid.",
+    )
+
+
+def time_views(
+    times: Mapping[str, TimeEstimate], classes: Iterable[WorkerClass], settings: Settings
+) -> list[TimeView]:
+    """Times on classes of workers, those of which most are there first."""
+    return [
+        TimeView(
+            worker_class=each.name,
+            workers=each.workers,
+            cost=_cost(times[each.name], each, settings),
+            **times[each.name].model_dump(exclude={"workers"}),
+        )
+        for each in classes
+        if each.name in times
+    ]
+
+
+def _cost(time: TimeEstimate, on: WorkerClass, settings: Settings) -> CostView | None:
+    price = settings.worker_prices.get(on.name, settings.worker_prices.get(on.pool))
+    if price is None:
+        return None
+    hours = (time.least_seconds / 3600, time.most_seconds / 3600)
+    least, most = (round(price * each, 4) for each in hours)
+    return CostView(least=least, most=most, currency=settings.currency)
+
+
+def start_view(outlook: Outlook | None) -> StartView | None:
+    """When a job starts as its owner sees it."""
+    start = expected_start(outlook) if outlook is not None else None
+    if start is None:
+        return None
+    return StartView(least_seconds=start.least_seconds, most_seconds=start.most_seconds)
 
 
 class ArtifactView(BaseModel):
@@ -215,6 +310,12 @@ class WorkerView(BaseModel):
     version: str | None
     started_at: datetime | None
     last_heartbeat_at: datetime | None
+    rates: DeviceRates | None = Field(
+        description="How fast its device was measured to be when it started; null if it could not."
+    )
+    read_bytes_per_second: float | None = Field(
+        description="How fast its last job read its model from storage; null before its first."
+    )
     device: str | None = Field(
         description="What its last solve computed with; null before its first."
     )
@@ -255,6 +356,9 @@ class Limits(BaseModel):
     request_bytes: int
     page_size: int
     wait_seconds: int
+    gpu_memory_bytes: int | None = Field(
+        description="Device memory of jobs that ask for `cuda` and name no limit."
+    )
 
 
 class Capabilities(BaseModel):
@@ -297,7 +401,7 @@ def answer(
     )
 
 
-def job_view(record: JobRecord, place: QueuePlace | None = None) -> JobView:
+def job_view(record: JobRecord, outlook: Outlook | None = None) -> JobView:
     """A record as its owner sees it, with its place in the queue if that was asked for."""
     here = f"/v1/pruning-jobs/{record.id}"
     return JobView.model_validate(
@@ -310,7 +414,8 @@ def job_view(record: JobRecord, place: QueuePlace | None = None) -> JobView:
             "run": record.run,
             "attempt": record.attempt,
             "workers": record.workers,
-            "queue": place and queue_view(place),
+            "queue": outlook and queue_view(outlook),
+            "predicted": record.predicted,
             "progress": record.progress and _progress(record.progress),
             "error": record.error,
             "labels": record.labels,
@@ -336,10 +441,15 @@ def _progress(progress: Mapping[str, Any]) -> dict[str, Any]:
     return {**progress, **titles}
 
 
-def queue_view(place: QueuePlace) -> QueueView:
+def queue_view(outlook: Outlook) -> QueueView:
     """A job's place in the queue as its owner sees it."""
-    position = None if place.ahead is None else place.ahead + 1
-    return QueueView(position=position, waits_for=place.waits_for, workers=place.workers)
+    place = outlook.place
+    return QueueView(
+        position=None if place.ahead is None else place.ahead + 1,
+        waits_for=place.waits_for,
+        workers=place.workers,
+        starts_in=start_view(outlook),
+    )
 
 
 def worker_view(worker: WorkerRecord) -> WorkerView:

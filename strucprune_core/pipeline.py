@@ -24,6 +24,7 @@ from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.checkpoint.terms import MODEL_CARD
 from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, naming_field
 from strucprune_core.plan.inspection import check_texts_unchanged
+from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.report.document import REPORT_HTML, REPORT_JSON, Report
 from strucprune_core.report.sizes import AnyReport, read_report
 from strucprune_core.run.background import Background
@@ -80,6 +81,8 @@ def run_job(
     reservations: UnitReservations = ALONE,
     layers: LayerSink = ignore_layers,
     task_downloads: bool = True,
+    takes_free_memory: bool = True,
+    rates: DeviceRates | None = None,
 ) -> AnyReport:
     """Prune a model to one size or to several, and publish the results.
 
@@ -95,6 +98,10 @@ def run_job(
         layers: Called with the energies, widths and errors of layers as they become known: first
             with those of earlier attempts, then with those of units done here or by others.
         task_downloads: Whether lm-evaluation-harness may read data of its own tasks from a hub.
+        takes_free_memory: Whether a job on a GPU that names no limit of device memory is limited
+            to what is free there. If not, it runs in small pieces.
+        rates: Of the device, by which times are predicted; by default they are measured, which
+            takes about a second.
 
     Returns:
         The report that was published with the checkpoint; of several sizes the one on all.
@@ -102,7 +109,7 @@ def run_job(
     Raises:
         StrucPruneError: see `errors`. Nothing is published unless every check has passed.
     """
-    order = Order(spec, workspace, scratch, open_store, task_downloads)
+    order = Order(spec, workspace, scratch, open_store, task_downloads, takes_free_memory, rates)
     with _running(order, progress, stop, finished, reservations, layers) as run:
         output = open_store(spec.output.uri_prefix)
 
@@ -132,6 +139,7 @@ def prune(
     reservations: UnitReservations = ALONE,
     layers: LayerSink = ignore_layers,
     task_downloads: bool = True,
+    rates: DeviceRates | None = None,
 ) -> Report:
     """`run_job` of a job of one size, with its report.
 
@@ -155,6 +163,7 @@ def prune(
         reservations=reservations,
         layers=layers,
         task_downloads=task_downloads,
+        rates=rates,
     )
     assert isinstance(report, Report)  # noqa: S101 - of one size
     return report
@@ -172,6 +181,8 @@ def assist(
     finished: UnitSink = ignore_unit,
     patience_seconds: float = PATIENCE_SECONDS,
     task_downloads: bool = True,
+    takes_free_memory: bool = True,
+    rates: DeviceRates | None = None,
 ) -> None:
     """Do units of a job that another process leads, which calls `run_job` with the same workspace.
 
@@ -189,11 +200,13 @@ def assist(
         finished: Called with each unit that was done here.
         patience_seconds: How long to wait for something to do.
         task_downloads: As for `run_job`.
+        takes_free_memory: As for `run_job`.
+        rates: As for `run_job`.
 
     Raises:
         StrucPruneError: see `errors`.
     """
-    order = Order(spec, workspace, scratch, open_store, task_downloads)
+    order = Order(spec, workspace, scratch, open_store, task_downloads, takes_free_memory, rates)
     with _running(order, progress, stop, finished, reservations) as run:
         _despite_losses(run.sizes.workspace, lambda: help_out(run, patience_seconds))
 

@@ -1012,21 +1012,36 @@ class EvaluationSpec(_Strict):
 
 
 class RuntimeSpec(_Strict):
-    """How the job runs. Device, micro-batch and memory change rounding, nothing else the result."""
+    """How the job runs.
+
+    Device, precision, micro-batch and memory change rounding, nothing else the result.
+    """
 
     device: DeviceName = Field(
         default="auto",
         description="Where tensors are computed: `cpu`, `cuda`, `cuda:1` for the GPU of that "
         "number (not in a service, whose workers have one each), or `auto`: a GPU if there is one.",
     )
-    micro_batch_tokens: int = Field(
-        default=4096, ge=8, le=2**20, description="Tokens pushed through a layer at a time."
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
+        default="auto",
+        description="What matrix products of layers are computed in. `bfloat16`: from operands of "
+        "16 bits, summed in float32; everything else in float32. `tf32`: of a GPU. `auto`: "
+        "bfloat16 on CUDA for a model that is stored in 16 bits (not in transformers' modules), "
+        "else float32.",
+    )
+    micro_batch_tokens: int | None = Field(
+        default=None,
+        ge=8,
+        le=2**20,
+        description="Most tokens pushed through a layer at a time; null: 4,096, or with a memory "
+        "limit what fits.",
     )
     device_memory_bytes: int | None = Field(
         default=None,
         ge=2**20,
-        description="Most bytes held on the device; on the CPU, by tensors. The job is split into "
-        "pieces that fit, or refused with the smallest amount that suffices.",
+        description="Most bytes held on the device; on the CPU, by tensors. The job runs in the "
+        "largest pieces that fit, or is refused with the smallest amount that suffices. null: on a "
+        "GPU what is free there, or what the service sets for `cuda`; on the CPU no limit.",
     )
     host_memory_bytes: int | None = Field(
         default=None,
@@ -1054,6 +1069,14 @@ class RuntimeSpec(_Strict):
         description="How many of a service's workers may serve the job at once. Workers without a "
         "job help with layers that do not depend on each other; the result is the same.",
     )
+
+    @model_validator(mode="after")
+    def _tf32_is_of_gpus(self) -> RuntimeSpec:
+        if self.precision == "tf32" and self.device == "cpu":
+            raise Unfit(
+                "tf32 is a mode of GPUs. On a CPU use auto or float32.", Mend("precision", "auto")
+            )
+        return self
 
     @property
     def on_gpu(self) -> bool:

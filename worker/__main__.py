@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from api.jobs import environment
 from api.jobs.doorbell import ALL_QUEUES
 from api.jobs.tracing import check_configured
 from strucprune_core.errors import ScratchUnavailable
+from strucprune_core.evaluation.known_rates import known_rates
 from strucprune_core.scratch.directories import scratch_directory, sweep
 from worker.app import make_app
 from worker.attempt_mark import AttemptMark, read_mark
@@ -30,7 +32,9 @@ def main(solve: Sequence[str] = SOLVE) -> None:
     marks = _prepare_scratch(settings)
     _forget_drain(settings)
     conclude_left([mark for mark in marks if mark.out_of_memory()], settings)
-    make_app(settings, solve).worker_main(
+    # Before the first job, so that neither disturbs the other.
+    rates = known_rates(settings.scratch_directory or Path(tempfile.gettempdir()))
+    make_app(settings, solve, rates).worker_main(
         [
             "worker",
             # One job at a time, in a child process, so that the main process always answers.

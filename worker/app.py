@@ -18,6 +18,7 @@ from celery.signals import (
 from api.jobs import logs
 from api.jobs.doorbell import celery_settings, ring_if_missing
 from strucprune_core.errors import StrucPruneError
+from strucprune_core.plan.rates import DeviceRates
 from worker.child import SOLVE
 from worker.die_with_parent import die_with_parent
 from worker.execution import Services
@@ -28,14 +29,22 @@ from worker.tasks import register
 from worker.watch import watch_step
 
 
-def make_app(settings: Settings, solve: Sequence[str] = SOLVE) -> Celery:
-    """The app. The process that calls this must also run it (see `__main__`)."""
+def make_app(
+    settings: Settings, solve: Sequence[str] = SOLVE, rates: DeviceRates | None = None
+) -> Celery:
+    """The app. The process that calls this must also run it (see `__main__`).
+
+    Args:
+        settings: Its configuration.
+        solve: The program that does a job's work.
+        rates: Of the device, if they could be measured.
+    """
     app = Celery("strucprune-worker")
     app.conf.update(celery_settings(settings.celery_broker_url))
     drain = Drain()
     name = own_name()
-    register(app, settings, drain, solve, name)
-    app.steps["worker"].add(watch_step(settings, drain, name))
+    register(app, settings, drain, solve, name, rates)
+    app.steps["worker"].add(watch_step(settings, drain, name, rates))
     _connect_signals(drain, settings, name)
     return app
 

@@ -28,6 +28,7 @@ from api.jobs.record import Claim, JobRecord, Signal
 from api.jobs.state import JobState
 from api.jobs.tracing import Tracing
 from strucprune_core.errors import OutOfMemory, ScratchUnavailable, Stopped
+from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.spec import JobSpec
 from worker import failures
 from worker.lease import Lease
@@ -60,6 +61,7 @@ class Attempt:
     tracing: Tracing
     scratch: Scratch
     presence: Presence | None = None
+    rates: DeviceRates | None = None
 
 
 def conclude(attempt: Attempt, lease: Lease, ended: Ended) -> None:

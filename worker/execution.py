@@ -30,6 +30,7 @@ from strucprune_core.errors import (
     StrucPruneError,
 )
 from strucprune_core.plain_errors import plain_messages
+from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.scratch.directories import scratch_directory
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
@@ -58,22 +59,26 @@ _NO_SCRATCH = -1
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The services that a worker uses, and its name."""
+    """The services that a worker uses, its name, and how fast its device is, if that is known."""
 
     ledger: Ledger
     journal: Journal
     doorbell: Doorbell
     tracing: Tracing = field(default_factory=NoTracing)
     name: str = field(default_factory=own_name)
+    rates: DeviceRates | None = None
 
     @classmethod
     @contextlib.contextmanager
-    def connected(cls, settings: Settings, name: str) -> Iterator[Services]:
+    def connected(
+        cls, settings: Settings, name: str, rates: DeviceRates | None = None
+    ) -> Iterator[Services]:
         """Connections for one job, so that none is shared across a fork and none grows stale.
 
         Args:
             settings: Where the services are.
             name: Of the worker (see `presence`).
+            rates: Of its device.
         """
         ledger = connect(settings.redis_url)
         doorbell = Doorbell(settings.celery_broker_url)
@@ -81,7 +86,7 @@ class Services:
         spans = tracing("strucprune-worker")
         journal = Journal(open_store(settings.state_uri, settings.s3))
         try:
-            yield cls(ledger, journal, doorbell, spans, name)
+            yield cls(ledger, journal, doorbell, spans, name, rates)
         finally:
             spans.close()
             doorbell.close()
@@ -130,6 +135,7 @@ def run_next(
         services.tracing,
         scratch,
         Presence(services.ledger, services.name),
+        services.rates,
     )
     scratch.fits()
     tally.count(ATTEMPTS)
@@ -267,6 +273,7 @@ def _solve(
             traceparent=TRACEPARENT.get(),
             log_format=attempt.settings.log_format,
             task_downloads=attempt.settings.task_downloads,
+            rates=attempt.rates,
         )
         with contextlib.closing(SolveProcess(request, argv)) as process:
             return Supervision(

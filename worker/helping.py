@@ -142,6 +142,7 @@ def _assist(
             traceparent=TRACEPARENT.get(),
             log_format=settings.log_format,
             task_downloads=settings.task_downloads,
+            rates=services.rates,
         )
         with contextlib.closing(SolveProcess(request, argv)) as process:
             return Supervision(

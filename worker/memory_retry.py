@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from strucprune_core.models.tiles import DEFAULT_TOKENS
 from strucprune_core.spec import JobSpec
 
 _TOKENS = "micro_batch_tokens"
@@ -26,7 +27,9 @@ def smaller_plan(spec: JobSpec, earlier: Mapping[str, Any] | None) -> dict[str, 
     longest = spec.calibration.sequence_length
     if spec.evaluation is not None:
         longest = max(longest, spec.evaluation.sequence_length)
-    tokens = spec.runtime.micro_batch_tokens
+    # Where the planner chose, what it has without a limit: with the smaller number as the most it
+    # takes no more than before.
+    tokens = spec.runtime.micro_batch_tokens or DEFAULT_TOKENS
     return {**plan, _TOKENS: min(tokens, max(longest, tokens // 2))}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from api.jobs.ledger import Ledger, LedgerUnavailable
 from strucprune_core import __version__
+from strucprune_core.plan.rates import DeviceRates
 from worker.settings import Settings
 
 # Several times more often than a worker that is silent is forgotten (`WORKER_SECONDS`).
@@ -45,13 +46,18 @@ class Presence:
         self._clock = clock
         self._shown_at = float("-inf")
 
-    def introduce(self, settings: Settings) -> None:
-        """Show that the worker is there, and who it is. Calls sooner than needed are skipped."""
+    def introduce(self, settings: Settings, rates: DeviceRates | None = None) -> None:
+        """Show that the worker is there, who it is, and how fast its device was measured to be.
+
+        Calls sooner than needed are skipped.
+        """
         now = self._clock()
         if now - self._shown_at >= EVERY_SECONDS:
             self._shown_at = now
             host = socket.gethostname()
-            self._show({"host": host, "pool": settings.pool, "version": __version__})
+            measured = {} if rates is None else {"rates": rates.model_dump_json()}
+            about = {"host": host, "pool": settings.pool, "version": __version__}
+            self._show({**about, **measured})
 
     def work(self, job_id: str, part: str, progress: Mapping[str, Any] | None) -> None:
         """Show what the worker is at. `part` is "lead" or "help"."""
@@ -66,6 +72,10 @@ class Presence:
     def computes_with(self, device: str, threads: int) -> None:
         """Show what solves compute with here, as one of them has said."""
         self._show({"device": device, "threads": str(threads)})
+
+    def reads(self, bytes_per_second: float) -> None:
+        """Show how fast a job has just read its model from storage."""
+        self._show({"read_bytes_per_second": f"{bytes_per_second:.0f}"})
 
     def leave(self) -> None:
         """Show the worker no more."""

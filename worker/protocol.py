@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from api.jobs.logs import LogFormat
+from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.spec import JobSpec
 
 # Exit statuses of a solve. 75 is EX_TEMPFAIL of <sysexits.h>: try again later.
@@ -30,6 +31,7 @@ class Request(_Part):
         part: Whether the solve does the job `alone`, may get helpers (`lead`), or is one (`help`).
         traceparent: The span of the attempt, for log lines.
         task_downloads: Whether data of tasks may come from a hub.
+        rates: Of the device, as the worker measured them when it started; None: it could not.
     """
 
     job_id: str
@@ -40,6 +42,7 @@ class Request(_Part):
     traceparent: str | None = None
     log_format: LogFormat = "text"
     task_downloads: bool = False
+    rates: DeviceRates | None = None
 
 
 class ProgressMessage(_Part):

@@ -21,7 +21,8 @@ from api.jobs.tracing import TRACEPARENT
 from strucprune_core.errors import Stopped
 from strucprune_core.models.devices import choose_device
 from strucprune_core.pipeline import assist, run_job
-from strucprune_core.report.document import Report, TaskScores
+from strucprune_core.plan.rates import DeviceRates
+from strucprune_core.report.document import Report, TaskScores, predicted_in_all
 from strucprune_core.report.sizes import AnyReport, SizesReport
 from strucprune_core.run.environment import environment_of
 from strucprune_core.run.layer_updates import LayerUpdate, as_columns
@@ -87,6 +88,8 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
                 finished=count,
                 reservations=reservations,
                 task_downloads=request.task_downloads,
+                rates=_usable(request),
+                takes_free_memory=False,
             )
             return EXIT_DONE
         report = run_job(
@@ -100,6 +103,9 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
             reservations=reservations if request.part == "lead" else ALONE,
             layers=report_layers,
             task_downloads=request.task_downloads,
+            rates=_usable(request),
+            # The limit follows from the specification: all workers use the same pieces.
+            takes_free_memory=False,
         )
     except Stopped:
         return EXIT_STOPPED
@@ -144,6 +150,7 @@ def _of_sizes(report: SizesReport) -> dict[str, Any]:
             for each in report.sizes
         ],
         "seconds": round(sum(phase.seconds for phase in report.phases), 3),
+        "predicted_seconds": predicted_in_all(report.phases),
         "warnings": report.warnings[:MOST_WARNINGS],
     }
 
@@ -170,6 +177,7 @@ def _of_one(report: Report) -> dict[str, Any]:
             "reached": report.sparsity.reached,
         },
         "seconds": round(sum(phase.seconds for phase in report.phases), 3),
+        "predicted_seconds": predicted_in_all(report.phases),
         "peak_memory_bytes": {
             "host": report.memory.host_peak_bytes.measured,
             "device": report.memory.device_peak_bytes.measured,
@@ -187,6 +195,12 @@ def _short(scores: TaskScores) -> dict[str, Any]:
             for each in scores.metrics
         },
     }
+
+
+def _usable(request: Request) -> DeviceRates | None:
+    """The worker's rates, unless the job computes on another kind of device."""
+    rates, kind = request.rates, choose_device(request.spec.runtime.device).type
+    return rates if rates is not None and rates.kind == kind else None
 
 
 def main() -> int:

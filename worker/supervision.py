@@ -18,6 +18,7 @@ from api.jobs.meters import BYTES_MOVED, PEAK_BYTES, UNIT_SECONDS, Tally
 from api.jobs.record import Signal
 from api.jobs.tracing import TRACEPARENT, Tracing
 from strucprune_core.oom import OomWatch
+from strucprune_core.run.artifacts import Weights
 from worker.child import SolveProcess
 from worker.lease import Lease, Seat
 from worker.presence import Presence
@@ -41,6 +42,9 @@ _log = logging.getLogger(__name__)
 
 # Log lines kept while the ledger does not answer.
 _LINES_KEPT = 500
+# The unit that reads the whole model and computes next to nothing: it shows how fast storage is. Of
+# less, requests are what takes the time.
+_READING, _READ_AT_LEAST = Weights.kind, 32 * 2**20
 # How soon a drain or an overdue stop is noticed while the solve is silent.
 _TICK_SECONDS = 0.25
 
@@ -243,6 +247,8 @@ class Supervision:
         if parent is not None:
             about = {"unit.kind": unit.kind, "unit.name": unit.name}
             self._tracing.record(f"unit {unit.kind}", parent, unit.began_at, unit.seconds, about)
+        if unit.kind == _READING and unit.read_bytes >= _READ_AT_LEAST and self._presence:
+            self._presence.reads(unit.read_bytes / unit.seconds)
         self._tally.count(BYTES_MOVED, "worker", by=float(unit.read_bytes))
         self._tally.count(BYTES_MOVED, "store", by=float(unit.written_bytes))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from celery import Celery
 
 from api.jobs.doorbell import HELP_TASK, TASK
+from strucprune_core.plan.rates import DeviceRates
 from worker.execution import Services, run_next
 from worker.helping import help_job
 from worker.scratch import Scratch
@@ -15,17 +16,22 @@ from worker.stop import Drain
 
 
 def register(
-    app: Celery, settings: Settings, drain: Drain, solve: Sequence[str], name: str
+    app: Celery,
+    settings: Settings,
+    drain: Drain,
+    solve: Sequence[str],
+    name: str,
+    rates: DeviceRates | None,
 ) -> None:
-    """Register the tasks that answer doorbells, for the worker of this name."""
+    """Register the tasks that answer doorbells, for the worker of this name and these rates."""
     scratch = Scratch(settings.scratch_directory, drain, most_bytes=settings.scratch_bytes)
 
     def answer() -> None:
-        with Services.connected(settings, name) as services:
+        with Services.connected(settings, name, rates) as services:
             run_next(services, settings, drain, scratch, solve)
 
     def help_out(job_id: str) -> None:
-        with Services.connected(settings, name) as services:
+        with Services.connected(settings, name, rates) as services:
             help_job(job_id, services, settings, drain, scratch)
 
     app.task(answer, name=TASK)

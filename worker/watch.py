@@ -21,6 +21,7 @@ from celery import bootsteps
 
 from api.jobs.heartbeat_file import HeartbeatFile
 from api.jobs.ledger import connect
+from strucprune_core.plan.rates import DeviceRates
 from worker.presence import PATIENCE_SECONDS, Presence
 from worker.settings import Settings
 from worker.stop import Drain
@@ -61,7 +62,9 @@ def forget_drain(drain_file: Path | None) -> None:
         drain_file.unlink(missing_ok=True)
 
 
-def watch_step(settings: Settings, drain: Drain, name: str) -> type[bootsteps.StartStopStep]:
+def watch_step(
+    settings: Settings, drain: Drain, name: str, rates: DeviceRates | None
+) -> type[bootsteps.StartStopStep]:
     """The step of Celery's start-up that begins the watch."""
 
     class WatchStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -77,7 +80,7 @@ def watch_step(settings: Settings, drain: Drain, name: str) -> type[bootsteps.St
 
             def look() -> None:
                 watch.look()
-                presence.introduce(settings)
+                presence.introduce(settings, rates)
 
             look()
             parent.timer.call_repeatedly(_EVERY_SECONDS, look)

@@ -23,6 +23,7 @@ from api.inspection.serving import MAX_READ_BYTES
 from api.inspection.verdict import VerdictMessage, judge, judge_parts
 from api.jobs.limits import TenantLimits
 from strucprune_core.plan.partial import PartialJob
+from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.spec import JobSpec
 
 # A helper that has grown by this much is replaced, so that its next job has its full allowance.
@@ -58,7 +59,10 @@ def _answer(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
         opener, downloads = partial(open_remote, channel), request["task_downloads"]
         if request["complete"]:
             spec = JobSpec.model_validate(request["spec"])
-            verdict = judge(spec, limits, opener, task_downloads=downloads)
+            rates = {
+                name: DeviceRates.model_validate(each) for name, each in request["rates"].items()
+            }
+            verdict = judge(spec, limits, opener, task_downloads=downloads, rates=rates)
         else:
             parts = PartialJob.model_validate(request["spec"])
             verdict = judge_parts(parts, limits, opener, task_downloads=downloads)

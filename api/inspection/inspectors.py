@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
@@ -20,6 +20,7 @@ from api.inspection.verdict import Verdict, VerdictMessage
 from api.jobs.limits import TenantLimits
 from strucprune_core.errors import InvalidSpec, StrucPruneError
 from strucprune_core.plan.partial import PartialJob
+from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.store import Store
 
@@ -103,10 +104,12 @@ class Inspectors:
         open_store: Callable[[str], Store],
         *,
         task_downloads: bool = False,
+        rates: Mapping[str, DeviceRates] | None = None,
     ) -> Verdict:
         """Judge a job, or what is known of one, whose URIs are allowed.
 
-        Its tasks may use a hub with `task_downloads` only.
+        Its tasks may use a hub with `task_downloads` only. The verdict has a time for each class
+        of workers in `rates`.
 
         Raises:
             InspectionUnavailable: no helper was free or could be started, or it was too slow.
@@ -114,7 +117,7 @@ class Inspectors:
         helper = self._take()
         spent = True
         try:
-            verdict, spent = helper.judge(job, limits, open_store, task_downloads)
+            verdict, spent = helper.judge(job, limits, open_store, task_downloads, rates or {})
             return verdict
         finally:
             self._give_back(helper, spent=spent)
@@ -203,6 +206,7 @@ class _Helper:
         limits: TenantLimits,
         open_store: Callable[[str], Store],
         task_downloads: bool,
+        rates: Mapping[str, DeviceRates],
     ) -> tuple[Verdict, bool]:
         """The verdict, and whether the helper is to be replaced."""
         calls = HelperCalls(job, open_store)
@@ -214,6 +218,7 @@ class _Helper:
                     "spec": job.model_dump(mode="json"),
                     "limits": limits.model_dump(mode="json"),
                     "task_downloads": task_downloads,
+                    "rates": {name: each.model_dump(mode="json") for name, each in rates.items()},
                 }
             )
             reply = self._serve(calls)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -15,17 +15,24 @@ from strucprune_core.export.runtimes import RuntimeSupport, runtime_support
 from strucprune_core.plan.estimate import Estimate, estimate_job
 from strucprune_core.plan.inspection import examine_job
 from strucprune_core.plan.partial import PartialJob, examine_places
+from strucprune_core.plan.rates import DeviceRates
+from strucprune_core.plan.seconds import TimeEstimate, estimated_seconds, runs_on
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.store import InspectableStore
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Issues, or else an estimate and the runtimes that will load the result."""
+    """Issues, or else an estimate, the runtimes that will load the result, and how long it takes.
+
+    Attributes:
+        times: On each class of workers that can run it.
+    """
 
     issues: Sequence[StrucPruneError] = ()
     estimate: Estimate | None = None
     runtimes: Sequence[RuntimeSupport] | None = None
+    times: Mapping[str, TimeEstimate] = field(default_factory=dict)
 
 
 class VerdictMessage(BaseModel):
@@ -40,6 +47,7 @@ class VerdictMessage(BaseModel):
     issues: list[dict[str, Any]]
     estimate: Estimate | None
     runtimes: list[RuntimeSupport] | None
+    times: dict[str, TimeEstimate]
 
     @classmethod
     def of(cls, verdict: Verdict) -> Self:
@@ -48,11 +56,13 @@ class VerdictMessage(BaseModel):
             issues=[issue.as_dict() for issue in verdict.issues],
             estimate=verdict.estimate,
             runtimes=None if verdict.runtimes is None else list(verdict.runtimes),
+            times=dict(verdict.times),
         )
 
     def verdict(self) -> Verdict:
         """The verdict of a message."""
-        return Verdict(tuple(map(revived, self.issues)), self.estimate, self.runtimes)
+        issues = tuple(map(revived, self.issues))
+        return Verdict(issues, self.estimate, self.runtimes, self.times)
 
 
 def judge(
@@ -61,6 +71,7 @@ def judge(
     open_store: Callable[[str], InspectableStore],
     *,
     task_downloads: bool = False,
+    rates: Mapping[str, DeviceRates] | None = None,
 ) -> Verdict:
     """Examine a job whose URIs are allowed. Parses hostile files.
 
@@ -69,6 +80,7 @@ def judge(
         limits: The limits of its tenant, for its size.
         open_store: Opens the stores that the spec names.
         task_downloads: Whether data of tasks may come from a hub.
+        rates: Of classes of workers by name.
     """
     found = examine_job(spec, open_store, task_downloads=task_downloads)
     spec = found.spec  # With the sparsity that a target comes to.
@@ -77,7 +89,12 @@ def judge(
         return Verdict(issues)
     first = next(iter(spec.by_size().values()))  # Sizes differ in nothing that a runtime minds.
     runtimes = runtime_support(found.model.config, first.pruning)
-    return Verdict((), estimate_job(spec, found.model), runtimes)
+    times = {
+        name: estimated_seconds(spec, found.model, each)
+        for name, each in (rates or {}).items()
+        if runs_on(spec, each)
+    }
+    return Verdict((), estimate_job(spec, found.model), runtimes, times)
 
 
 def judge_parts(

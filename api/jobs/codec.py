@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from api.jobs.record import JobEvent, JobRecord, NewJob, WorkerRecord
+from api.jobs.record import (
+    HeldJob,
+    JobEvent,
+    JobRecord,
+    NewJob,
+    Outlook,
+    PredictedTime,
+    QueuePlace,
+    Times,
+    WorkerRecord,
+)
 
 # Prefix of every key.
 NAMESPACE = "strucprune"
@@ -16,7 +26,7 @@ LUA = Path(__file__).parent / "lua"
 READ_JOBS = (LUA / "read_jobs.lua").read_text()
 
 _ABOUT_THE_JOB = frozenset({"job_id", "part", "phase", "unit"})
-_JSON_FIELDS = ("progress", "error", "summary", "labels", "spec", "plan")
+_JSON_FIELDS = ("progress", "error", "summary", "labels", "spec", "plan", "predicted")
 
 
 def encode(value: Mapping[str, Any] | None) -> str:
@@ -45,10 +55,35 @@ def decode_event(entry_id: str, entry: Mapping[str, str]) -> JobEvent:
 
 def decode_worker(name: str, busy: bool, flat: list[str]) -> WorkerRecord:
     """A worker from its hash; without its job if it is not known to be busy."""
-    present = {key: text for key, text in zip(flat[::2], flat[1::2], strict=True) if text != ""}
+    present: dict[str, Any] = {
+        key: text for key, text in zip(flat[::2], flat[1::2], strict=True) if text != ""
+    }
+    if "rates" in present:
+        present["rates"] = json.loads(present["rates"])
     if not busy:
         present = {key: text for key, text in present.items() if key not in _ABOUT_THE_JOB}
     return WorkerRecord.model_validate({"name": name, **present})
+
+
+def decode_outlook(text: str) -> Outlook | None:
+    """The answer of `outlook`."""
+    if not text:
+        return None
+    found = json.loads(text)
+    return Outlook(
+        QueuePlace(**found["place"]),
+        [_times(each) for each in found.get("waiting", ())],
+        [
+            HeldJob(_times(predicted), json.loads(progress) if progress else None)
+            for predicted, progress in found.get("held", ())
+        ],
+    )
+
+
+def _times(text: str) -> Times:
+    return {
+        name: PredictedTime.model_validate(each) for name, each in json.loads(text or "{}").items()
+    }
 
 
 def decode_job(flat: list[str]) -> JobRecord:

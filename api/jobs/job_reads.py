@@ -12,18 +12,18 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
-from api.jobs.codec import NAMESPACE, READ_JOBS, decode_event, decode_jobs
+from api.jobs.codec import NAMESPACE, READ_JOBS, decode_event, decode_jobs, decode_outlook
 from api.jobs.ledger import (
+    OUTLOOK_JOBS,
     RETRIES,
     RETRY_CAP_SECONDS,
     SOCKET_TIMEOUT_SECONDS,
     WORKER_SECONDS,
     answering,
-    decode_place,
     script_of,
 )
 from api.jobs.limits import RunningLimits
-from api.jobs.record import JobEvent, JobRecord, QueuePlace
+from api.jobs.record import JobEvent, JobRecord, Outlook
 
 # Most connections of a process. A read that finds all in use waits for one.
 _CONNECTIONS = 32
@@ -44,7 +44,7 @@ class JobReads:
         )
         self._client = redis.asyncio.Redis.from_pool(pool)
         self._read = self._client.register_script(READ_JOBS)
-        self._place = self._client.register_script(script_of("queue_place"))
+        self._outlook = self._client.register_script(script_of("outlook"))
         self._namespace = namespace
 
     async def get(self, job_id: str) -> JobRecord | None:
@@ -57,17 +57,20 @@ class JobReads:
             text: Any = await self._read(args=[self._namespace, job_id])
         return decode_jobs(text)[0]
 
-    async def queue_place(self, job_id: str, limits: RunningLimits) -> QueuePlace | None:
-        """As `Ledger.queue_place`.
+    async def outlook(self, job: JobRecord, limits: RunningLimits) -> Outlook | None:
+        """As `Ledger.outlook`, of a job that was submitted.
 
         Raises:
             LedgerUnavailable: Redis does not answer.
         """
         with answering():
-            text: Any = await self._place(
-                args=[self._namespace, job_id, limits.encode(), WORKER_SECONDS]
+            text: Any = await self._outlook(
+                args=[
+                    *(self._namespace, job.id, job.tenant, job.priority),
+                    *(limits.encode(), WORKER_SECONDS, OUTLOOK_JOBS),
+                ]
             )
-        return decode_place(text)
+        return decode_outlook(text)
 
     async def events_after(
         self, places: Sequence[tuple[str, str]], limit: int

@@ -17,10 +17,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from api.jobs.ledger import Finished
-from api.jobs.record import JobRecord, NewJob, place_of
+from api.jobs.record import JobRecord, NewJob, Times, place_of
 from strucprune_core.errors import ObjectNotFound, StorageError
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.store import Store
@@ -63,6 +63,7 @@ class JournalEntry(_Document):
         scratch_bytes: See `NewJob`.
         extends: The job whose measurements this one goes on from, if any.
         workspace_of: The job whose workspace this one works in, if not in its own.
+        predicted: See `NewJob`.
     """
 
     tenant: str
@@ -72,6 +73,7 @@ class JournalEntry(_Document):
     scratch_bytes: int = 0
     extends: str | None = None
     workspace_of: str | None = None
+    predicted: Times = Field(default_factory=dict)
 
     def as_new_job(self, job_id: str, *, fence: int = 0, run: int = 1) -> NewJob:
         """This entry as a job for the ledger."""
@@ -90,6 +92,7 @@ class JournalEntry(_Document):
             output=place_of(self.spec.output.uri_prefix),
             extends=self.extends,
             workspace_of=self.workspace_of,
+            predicted=self.predicted,
             fence=fence,
             run=run,
         )

@@ -26,6 +26,7 @@ from api.jobs.codec import (
     decode_event,
     decode_job,
     decode_jobs,
+    decode_outlook,
     decode_worker,
     encode,
     encode_job,
@@ -38,10 +39,10 @@ from api.jobs.record import (
     JobRecord,
     LogLine,
     NewJob,
+    Outlook,
     Page,
     Priority,
     Queue,
-    QueuePlace,
     Refusal,
     Signal,
     WorkerRecord,
@@ -60,6 +61,8 @@ LABELS_LOOKED_AT = 1000
 RESERVATION_SECONDS = 60.0
 # A worker that is silent for so long is no longer counted. It speaks every ten seconds.
 WORKER_SECONDS = 60.0
+# Jobs that are looked at to say when another one starts.
+OUTLOOK_JOBS = 200
 # If Redis does not answer, a request fails with `LedgerUnavailable` after three quick tries.
 SOCKET_TIMEOUT_SECONDS = 5.0
 RETRIES = 2
@@ -512,12 +515,25 @@ class Ledger:
         """The workers that are there, by name."""
         return [decode_worker(*each) for each in json.loads(self._run("workers", WORKER_SECONDS))]
 
-    def queue_place(self, job_id: str, limits: RunningLimits) -> QueuePlace | None:
-        """Where a queued job stands, under these limits of running jobs; None if it is not queued.
+    def outlook(
+        self, job_id: str, tenant: str, priority: Priority, limits: RunningLimits
+    ) -> Outlook | None:
+        """Where a queued job stands, and what decides when it starts; None if it is not queued.
 
         An estimate: jobs that come, end or change, and workers that take part, move it.
+
+        Args:
+            job_id: The job; "" for one that the tenant might submit now.
+            tenant: Its tenant.
+            priority: Its priority.
+            limits: How many jobs tenants may have running.
         """
-        return decode_place(self._run("queue_place", job_id, limits.encode(), WORKER_SECONDS))
+        return decode_outlook(
+            self._run(
+                *("outlook", job_id, tenant, priority, limits.encode()),
+                *(WORKER_SECONDS, OUTLOOK_JOBS),
+            )
+        )
 
     def open_and_held(self, tenant: str) -> tuple[int, int]:
         """How many jobs of the tenant have not ended, and how many of them workers hold."""
@@ -597,11 +613,6 @@ def _script(text: str, prelude: str) -> str:
 def script_of(verb: str) -> str:
     """The script of a verb, for another client than the ledger's own."""
     return _script((LUA / f"{verb}.lua").read_text(), _prelude(SERVER_CLOCK))
-
-
-def decode_place(text: str) -> QueuePlace | None:
-    """The answer of `queue_place`."""
-    return QueuePlace(**json.loads(text)) if text else None
 
 
 def _prelude(clock: str) -> str:

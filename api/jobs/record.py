@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.jobs.state import JobState
+from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.storage.uri import canonical
 
 # From the highest to the lowest.
@@ -29,6 +31,20 @@ def place_of(uri: str) -> str:
     return canonical(uri).rstrip("/") + "/"
 
 
+class PredictedTime(BaseModel):
+    """How long a job will take with one worker of a class: most likely, and a range."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    seconds: float
+    least_seconds: float
+    most_seconds: float
+
+
+Times = dict[str, PredictedTime]
+"""By class of workers (see `api.worker_classes`)."""
+
+
 class NewJob(BaseModel):
     """A job to enter in the ledger.
 
@@ -41,6 +57,7 @@ class NewJob(BaseModel):
         output: Where it publishes (see `place_of`); "" if unknown.
         extends: The job whose measurements it goes on from, if any (see `api.extension`).
         workspace_of: The job whose workspace it works in, if not in its own.
+        predicted: How long it will take on each class of workers, when it was submitted.
         fence: The fence of the first claim is higher than this: 0 for a new job, the present
             microsecond for one that is restored from the journal (see `rebuild`).
     """
@@ -63,6 +80,7 @@ class NewJob(BaseModel):
     output: str = ""
     extends: str | None = None
     workspace_of: str | None = None
+    predicted: Times = Field(default_factory=dict)
     fence: int = 0
 
 
@@ -114,6 +132,7 @@ class JobRecord(BaseModel):
     scratch_bytes: int = 0
     extends: str | None = None
     workspace_of: str | None = None
+    predicted: Times = Field(default_factory=dict)
     labels: dict[str, str] = Field(default_factory=dict)
     priority: Priority = "normal"
     fingerprint: str
@@ -231,12 +250,42 @@ class QueuePlace:
     ahead: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class HeldJob:
+    """A job that a worker holds, as far as it says when the worker will be free.
+
+    Attributes:
+        predicted: As of `NewJob`.
+        progress: Its last report of progress.
+    """
+
+    predicted: Times
+    progress: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What decides when a queued job starts; of jobs of any tenant, so not for tenants to see.
+
+    Attributes:
+        place: Where the job stands.
+        waiting: Predicted times of other queued jobs.
+        held: Jobs that workers hold.
+    """
+
+    place: QueuePlace
+    waiting: Sequence[Times]
+    held: Sequence[HeldJob]
+
+
 class WorkerRecord(BaseModel):
     """A worker as it shows itself. Times are unix seconds, by the ledger's clock.
 
     Attributes:
         name: Host and process id.
         pool: Which pool of the deployment it belongs to; "" if none was named.
+        rates: How fast its device was measured to be when it started; None if it could not.
+        read_bytes_per_second: How fast its last job read its model; None before its first.
         device: What its last solve computed with, as PyTorch names it; None before its first.
         threads: Threads of that solve.
         job_id: The job at hand.
@@ -253,6 +302,8 @@ class WorkerRecord(BaseModel):
     version: str | None = None
     started_at: float
     seen_at: float
+    rates: DeviceRates | None = None
+    read_bytes_per_second: float | None = None
     device: str | None = None
     threads: int | None = None
     job_id: str | None = None

@@ -41,6 +41,7 @@ def get_capabilities(principal: Reader, services: Wired) -> Capabilities:
             request_bytes=services.settings.max_request_bytes,
             page_size=MAX_PAGE_SIZE,
             wait_seconds=MAX_WAIT_SECONDS,
+            gpu_memory_bytes=services.settings.gpu_memory_bytes,
         ),
     )
 

@@ -18,7 +18,8 @@ from api.auth import Reader, Writer
 from api.callers import Principal
 from api.cursor import Cursor, encode_cursor
 from api.inspection.inspectors import InspectionUnavailable
-from api.jobs.record import JobRecord
+from api.jobs.ledger import LedgerUnavailable
+from api.jobs.record import JobRecord, Priority
 from api.jobs.state import TERMINAL, JobState
 from api.lookup import JobId, Turn, find_job
 from api.openapi import headers, problems
@@ -26,7 +27,17 @@ from api.problems import ApiError, field_error, invalid, unfinished
 from api.request import LABEL, JobRequest, PerhapsJob, Unfinished
 from api.services import Services, Wired
 from api.submission import examine, examine_parts, submit
-from api.views import JobPage, JobView, ValidationView, answer, etag, job_view
+from api.views import (
+    JobPage,
+    JobView,
+    StartView,
+    ValidationView,
+    answer,
+    etag,
+    job_view,
+    start_view,
+    time_views,
+)
 from strucprune_core.plan.partial import PartialJob
 
 MAX_PAGE_SIZE = 100
@@ -131,8 +142,24 @@ async def validate_job(request: PerhapsJob, principal: Writer, services: Wired) 
     if found:
         issues = [field_error(issue) for issue in found]
         return ValidationView(valid=False, issues=issues, estimate=None)
-    runtimes = list(verdict.runtimes or ())
-    return ValidationView(valid=True, issues=[], estimate=verdict.estimate, runtimes=runtimes)
+    return ValidationView(
+        valid=True,
+        issues=[],
+        estimate=verdict.estimate,
+        runtimes=list(verdict.runtimes or ()),
+        times=time_views(verdict.times, services.worker_classes.all(), services.settings),
+        starts_in=await run_in_threadpool(_start, services, tenant, spec.runtime.priority),
+    )
+
+
+def _start(services: Services, tenant: str, priority: Priority) -> StartView | None:
+    """When a job would start that is submitted now; None where that cannot be told."""
+    try:
+        limits = services.settings.running_limits
+        outlook = services.ledger.outlook("", tenant, priority, limits)
+    except LedgerUnavailable:
+        return None
+    return start_view(outlook)
 
 
 async def _unfinished(request: Unfinished, tenant: str, services: Services) -> ApiError:
@@ -207,10 +234,10 @@ async def get_job(
         answer_headers["Preference-Applied"] = f"wait={wait_seconds}"
     if _matches(record, if_none_match):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=answer_headers)
-    place = None
+    outlook = None
     if record.state == JobState.QUEUED:
-        place = await services.job_reads.queue_place(job_id, services.settings.running_limits)
-    return answer(job_view(record, place), headers=answer_headers)
+        outlook = await services.job_reads.outlook(record, services.settings.running_limits)
+    return answer(job_view(record, outlook), headers=answer_headers)
 
 
 async def _wait(

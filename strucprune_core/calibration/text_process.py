@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +37,7 @@ from strucprune_core.calibration.text_protocol import (
     StoreCall,
 )
 from strucprune_core.checkpoint.index import CheckpointIndex
+from strucprune_core.child_environment import child_environment
 from strucprune_core.errors import (
     InvalidCheckpoint,
     InvalidText,
@@ -56,17 +55,6 @@ LIMITS = TextLimits()
 SILENT_SECONDS = 1800.0
 _EXIT_SECONDS = 10.0
 _PROGRAM = "strucprune_core.calibration.text_process_main"
-# The variables that the process inherits: no credentials.
-_PASSED_ON = (
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TMPDIR",
-    "LD_LIBRARY_PATH",
-    "PYTHONHOME",
-)
 _SETTINGS = {
     # One thread: it tokenises one text at a time, and each thread's stack counts as memory.
     "OMP_NUM_THREADS": "1",
@@ -213,7 +201,7 @@ class TextProcess:
         self._stores, self._text, self._wait = stores, text, wait
         self._where: str | None = None
         self._oom = OomWatch()
-        self._process = _start(_environment())
+        self._process = _start(child_environment(_SETTINGS))
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("a process without pipes")
         self._pipes = Pipes(self._process.stdout.fileno(), self._process.stdin.fileno())
@@ -372,13 +360,6 @@ def _start(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         env=environment,
     )
-
-
-def _environment() -> dict[str, str]:
-    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    # It must import the same modules as this process.
-    path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-    return {**passed, **_SETTINGS, "PYTHONPATH": path}
 
 
 def _error(failure: Failure) -> StrucPruneError:

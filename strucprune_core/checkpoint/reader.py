@@ -6,7 +6,7 @@ the way: see `checkpoint.dequantised`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -39,15 +39,24 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
 # A tensor that is converted or moved is read in pieces of this size, so that its stored form is
 # never in memory beside it. Large enough that requests to a store stay few.
 PIECE_BYTES = 32 * 2**20
+# What is copied to a GPU at once: of as much, that is there in the stored dtype and in the new one.
+PINNED_BYTES = 4 * 2**20
 # Of a number in MXFP4 while it is unpacked: 0.5 as stored, 2 as an index, 4 as its value.
 _BYTES_PER_PACKED_NUMBER = 8
 
 
 class TensorReader:
-    """Reads tensors by name with ranged reads. Holds no weight of the model itself."""
+    """Reads tensors by name with ranged reads. Holds no weight of the model itself.
 
-    def __init__(self, index: CheckpointIndex) -> None:
-        self._index = index
+    Args:
+        index: The checkpoint's layout.
+        on_read: Called with the bytes of each read.
+    """
+
+    def __init__(
+        self, index: CheckpointIndex, on_read: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._index, self._on_read = index, on_read
         # Of an adapter, the matrices of the tensor that was read last: it is read in many pieces.
         self._pair: tuple[tuple[str, str], Tensor, Tensor] | None = None
 
@@ -70,6 +79,7 @@ class TensorReader:
             StorageError: the store refused or failed.
         """
         info = self.info(name)
+        self._on_read(info.size_bytes)
         return self._store(info).read(info.file, info.start, info.size_bytes)
 
     def tensor(
@@ -123,7 +133,7 @@ class TensorReader:
         step = _rows_of_a_piece(info)
         for first in range(start, stop, step):
             last = min(first + step, stop)
-            result[first - start : last - start].copy_(self._stored_rows(info, first, last))
+            _copy(self._stored_rows(info, first, last), result[first - start : last - start])
         return result
 
     def pieces(self, name: str) -> Iterator[Tensor]:
@@ -206,10 +216,11 @@ class TensorReader:
     def _add(self, values: Tensor, low_rank: LowRank, span: slice) -> None:
         """Add rows of a product of two matrices, in place."""
         key = (low_rank.down.name, low_rank.up.name)
-        if self._pair is None or self._pair[0] != key:
-            down, up = (_whole(low_rank.store, info) for info in (low_rank.down, low_rank.up))
-            self._pair = key, down, up
-        _, down, up = self._pair
+        pair = self._pair  # Another thread may replace it at any time.
+        if pair is None or pair[0] != key:
+            down, up = (self._whole(low_rank.store, info) for info in (low_rank.down, low_rank.up))
+            pair = self._pair = key, down, up
+        _, down, up = pair
         turned = low_rank.transposed
         values.add_(low_rank_rows(down, up, low_rank.scale, span, turned=turned))
 
@@ -220,15 +231,30 @@ class TensorReader:
     def _rows_as(self, info: TensorInfo, dtype: str, start: int, stop: int) -> Tensor:
         """Rows as they are stored, in `dtype`."""
         row_bytes = _row_bytes(info)
-        data = self._store(info).read(
-            info.file, info.start + start * row_bytes, (stop - start) * row_bytes
-        )
+        size = (stop - start) * row_bytes
+        self._on_read(size)
+        data = self._store(info).read(info.file, info.start + start * row_bytes, size)
         return _decode(data, dtype, (stop - start, *info.shape[1:]))
 
+    def _whole(self, store: Readable, info: TensorInfo) -> Tensor:
+        self._on_read(info.size_bytes)
+        data = store.read(info.file, info.start, info.size_bytes)
+        return _decode(data, info.dtype, info.shape).double()
 
-def _whole(store: Readable, info: TensorInfo) -> Tensor:
-    data = store.read(info.file, info.start, info.size_bytes)
-    return _decode(data, info.dtype, info.shape).double()
+
+def _copy(rows: Tensor, target: Tensor) -> None:
+    """Convert rows to the target's dtype, on its device.
+
+    A GPU converts them itself. They pass pinned memory, from which it copies while this thread
+    reads on; torch keeps such memory until the copy is done, and uses it again.
+    """
+    if target.device.type != "cuda":
+        target.copy_(rows)
+        return
+    step = max(1, PINNED_BYTES // max(1, rows[:1].nbytes))
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step].pin_memory()
+        target[start : start + step].copy_(part, non_blocking=True)
 
 
 def _row_bytes(info: TensorInfo) -> int:

@@ -29,6 +29,47 @@ class Progress(_Answer):
     unit_title: str | None = None
 
 
+class PredictedTime(_Answer):
+    """How long a job takes with one worker of a class: most likely, and a range, in seconds."""
+
+    seconds: float
+    least_seconds: float
+    most_seconds: float
+
+
+class Start(_Answer):
+    """Seconds from now, between which a job probably starts."""
+
+    least_seconds: float
+    most_seconds: float
+
+
+class Cost(_Answer):
+    """What a job's time on a worker costs."""
+
+    least: float
+    most: float
+    currency: str = ""
+
+
+class ClassTime(PredictedTime):
+    """A job's time on a class of workers.
+
+    Attributes:
+        worker_class: The workers' pool, or their device.
+        workers: How many of them there are, busy or not.
+        phases: The most likely seconds of each phase.
+        cost: None where the operator has named no price.
+    """
+
+    worker_class: str
+    workers: int
+    device: str = ""
+    threads: int = 1
+    phases: dict[str, float] = Field(default_factory=dict)
+    cost: Cost | None = None
+
+
 class QueuePlace(_Answer):
     """Where a queued job stands: an estimate.
 
@@ -36,11 +77,13 @@ class QueuePlace(_Answer):
         position: 1 is next; None while the job rests after a failed attempt.
         waits_for: "turn", "limit" (of running jobs) or "rest".
         workers: How many workers there are, busy or not.
+        starts_in: When it probably starts; None where that cannot be told.
     """
 
     position: int | None = None
     waits_for: str
     workers: int
+    starts_in: Start | None = None
 
 
 class JobError(_Answer):
@@ -65,6 +108,7 @@ class Job(_Answer):
         workers: How many workers serve it now.
         queue: Where it stands while it is queued; only of a job that was asked for by its id.
         extends: The job whose measurements this one has taken over, if any.
+        predicted: How long it was predicted to take when it was submitted, by class of workers.
         spec: The job specification with all defaults filled in.
         summary: Once succeeded: parameters, bytes and perplexity before and after, and so on.
         etag: Version of the job, which changes whenever anything here changes.
@@ -83,6 +127,7 @@ class Job(_Answer):
     error: JobError | None = None
     labels: dict[str, str] = Field(default_factory=dict)
     extends: str | None = None
+    predicted: dict[str, PredictedTime] = Field(default_factory=dict)
     spec: dict[str, Any]
     summary: dict[str, Any] | None = None
     etag: str | None = None
@@ -171,12 +216,16 @@ class Validation(_Answer):
     Attributes:
         estimate: Parameters, bytes, memory and FLOPs; None if it is not valid.
         runtimes: Which runtimes will load the result; None if it is not valid.
+        times: How long it takes, for each class of workers that can run it.
+        starts_in: When it would start now; None where that cannot be told.
     """
 
     valid: bool
     issues: list[FieldError]
     estimate: dict[str, Any] | None = None
     runtimes: list[dict[str, Any]] | None = None
+    times: list[ClassTime] = Field(default_factory=list)
+    starts_in: Start | None = None
 
 
 class Artifact(_Answer):
@@ -221,6 +270,8 @@ class Worker(_Answer):
 
     Attributes:
         pool: Which pool of the deployment it belongs to.
+        rates: How fast its device was measured to be when it started; None if it could not.
+        read_bytes_per_second: How fast its last job read its model; None before its first.
         device: What its last solve computed with; None before its first.
         job_id: The job at hand, of any tenant.
         part: Whether it leads that job ("lead") or helps with it ("help").
@@ -233,6 +284,8 @@ class Worker(_Answer):
     version: str | None = None
     started_at: datetime | None = None
     last_heartbeat_at: datetime | None = None
+    rates: dict[str, Any] | None = None
+    read_bytes_per_second: float | None = None
     device: str | None = None
     threads: int | None = None
     job_id: str | None = None

@@ -67,6 +67,9 @@ def _memory(estimate: dict[str, Any]) -> dict[str, str]:
     facts = {"of the process": figures.size(estimate["host_peak_bytes"])}
     if estimate["device_peak_bytes"]:
         facts["of the accelerator"] = figures.size(estimate["device_peak_bytes"])
+    facts["precision"] = " or ".join(
+        f"{precision} ({device})" for device, precision in estimate["precision"].items()
+    )
     if estimate["speed_bytes"]:
         facts["to measure speed"] = f"{figures.size(estimate['speed_bytes'])} beside it"
     steps = sorted(estimate["step_bytes"].items(), key=lambda step: -step[1])

@@ -45,6 +45,11 @@ def duration(seconds: float) -> str:
     return _plain(numbers.duration(seconds))
 
 
+def span(least: float, most: float) -> str:
+    """A range of time: `4 to 7 minutes`."""
+    return _plain(numbers.span(least, most))
+
+
 def from_to(before: str, after: str, changed: str = "") -> str:
     """What something was and has become: `134.5 M -> 118.6 M (-11.8%)`."""
     return f"{before} -> {after}" + (f" ({changed})" if changed else "")

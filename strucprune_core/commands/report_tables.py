@@ -19,6 +19,7 @@ from strucprune_core.report.document import (
     Spread,
     TaskScores,
     TasksSummary,
+    predicted_in_all,
 )
 from strucprune_core.report.sizes import SizesReport
 from strucprune_core.report.visible_text import visible
@@ -107,7 +108,9 @@ def _show_both_tasks(tasks: TasksSummary) -> None:
 
 
 def _time(phases: Sequence[PhaseTime]) -> str:
-    return figures.duration(sum(phase.seconds for phase in phases))
+    predicted = predicted_in_all(phases)
+    beside = "" if predicted is None else f", {figures.duration(predicted)} predicted"
+    return figures.duration(sum(phase.seconds for phase in phases)) + beside
 
 
 def show_samples(samples: Sequence[SampleReport]) -> None:

@@ -20,14 +20,11 @@ thread on the processor: what else runs then costs it caches and memory alone.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +34,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from strucprune_core.errors import InvalidSpec
-from strucprune_core.models.devices import choose_device
+from strucprune_core.models.devices import choose_device, device_name
 from strucprune_core.plan.device_table import DeviceTable, PassTimes
 from strucprune_core.spec import is_gpu
 
@@ -57,7 +54,6 @@ _CALLS_SECONDS, _MOST_CALLS = 1e-3, 8
 _WARM_UP_CALLS = 1
 # Numbers in a KV cache that is measured, keys and values; larger ones take too long.
 _MOST_CACHED = 1 << 25
-_CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -362,7 +358,7 @@ def _table(setup: Setup, bench: _Bench, rounds: NDArray[np.float64]) -> DeviceTa
         for shape, arrays in zip(bench.shapes, times, strict=True)
     ]
     return DeviceTable(
-        device=_device_name(setup.device),
+        device=device_name(torch.device(setup.device)),
         kind="cuda" if is_gpu(setup.device) else "cpu",
         threads=setup.threads,
         dtype=setup.dtype,
@@ -375,21 +371,6 @@ def _table(setup: Setup, bench: _Bench, rounds: NDArray[np.float64]) -> DeviceTa
         decode=[each for each in passes if each.tokens == 1],
         prefill=[each for each in passes if each.tokens > 1],
     )
-
-
-def _device_name(device: str) -> str:
-    """The GPU's name, or the processor's with what tells it from others of that name."""
-    if is_gpu(device):
-        return torch.cuda.get_device_name(device)
-    facts: dict[str, str] = {}
-    with contextlib.suppress(OSError):
-        for line in _CPU_INFO.read_text().splitlines():
-            name, _, value = line.partition(":")
-            facts.setdefault(name.strip(), value.strip())
-    name = facts.get("model name") or platform.processor() or platform.machine()
-    numbers = [facts[each] for each in ("cpu family", "model") if facts.get(each)]
-    kind = f" (family {numbers[0]}, model {numbers[1]})" if len(numbers) == 2 else ""
-    return f"{name}{kind}"
 
 
 def _empty(bench: _Bench, shape: _Shape) -> dict[str, NDArray[np.float64]]:

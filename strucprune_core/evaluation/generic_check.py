@@ -22,6 +22,7 @@ from strucprune_core.evaluation.experts_check import ExpertsCheck
 from strucprune_core.evaluation.model_check import (
     FIELD,
     Comparison,
+    check_rounding,
     largest,
     layers_to_run,
     nudged_values,
@@ -51,16 +52,18 @@ def check_generic_model(
     sequences: int,
     length: int,
     removing: ExpertsCheck | None = None,
+    computing: ModelStream | None = None,
 ) -> dict[str, Any]:
     """Check that a generic model's files fit transformers' modules, and that layers can be cut.
 
     Args:
-        stream: The dense model.
+        stream: The dense model, in float32.
         seed: Of the random tokens.
         tick: Called after each layer: a safe point to stop at.
         sequences: Sequences of tokens.
         length: Tokens of each.
         removing: Of a job that removes experts: tries that. Without it, channels are cut.
+        computing: The model in the precision that the job computes in.
 
     Returns:
         As `model_check.check_model`.
@@ -120,6 +123,9 @@ def check_generic_model(
             _check_cut(stream, layer, weights, given)
         else:
             removing(layer, given)
+        del weights
+        if computing is not None:
+            check_rounding(computing, layer, given, mine, largest(wanted), routed=True)
         tick()
     return {
         "reference": REFERENCE,

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from strucprune_core.errors import NumericalFailure, UnsupportedArchitecture
+from strucprune_core.errors import Mend, NumericalFailure, UnsupportedArchitecture
 from strucprune_core.models.config import LayerConfig
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tiles import MODEL_CHECK_LAYERS
@@ -41,8 +41,12 @@ SUM_ROUNDING = 1e-6
 # in the last place: attention with large logits magnifies them a thousandfold.
 NUDGE = 2.0**-21
 NUDGE_FACTOR = 4.0
+# Largest difference that operands of 8 bits explain, relative to the largest value that a layer
+# adds. It finds layers that do not bear rounding, not single bits.
+BFLOAT16_TOLERANCE = 0.1
 # After rounding, a router near a tie may choose another expert: this share of tokens may differ.
 REROUTED_SHARE = 1 / 32
+REROUTED_SHARE_IN_BFLOAT16 = 1 / 4
 
 
 @torch.inference_mode()
@@ -55,17 +59,19 @@ def check_model(
     *,
     sequences: int,
     length: int,
+    computing: ModelStream | None = None,
 ) -> dict[str, Any]:
     """Compare our forward on a model's own files with transformers' on the same.
 
     Args:
-        stream: The dense model.
+        stream: The dense model, in float32.
         config_json: Its config.json.
         tensor_names: Names of all its tensors.
         seed: Of the random tokens.
         tick: Called after each layer: a safe point to stop at.
         sequences: Sequences of tokens.
         length: Tokens of each.
+        computing: The model in the precision that the job computes in.
 
     Returns:
         `reference`, `tokens`, `layers` (those that ran), `max_relative_difference` and `tolerance`.
@@ -94,6 +100,8 @@ def check_model(
         routed = stream.config.blocks[layer].names.router is not None
         mine, nudged = _layer_outputs(stream, layer, given)
         compare(f"layer {layer}", mine, nudged, wanted, scale, layer=layer, routed=routed)
+        if computing is not None:
+            check_rounding(computing, layer, given, mine, scale, routed=routed)
         tick()
     logits = run.logits.numpy()
     mine, nudged = (
@@ -140,6 +148,46 @@ def _layer_outputs(
         return result
 
     return output(given), output(nudged_values(given))
+
+
+def check_rounding(
+    computing: ModelStream,
+    layer: int,
+    given: NDArray[np.float32],
+    exact: NDArray[np.float32],
+    scale: float,
+    *,
+    routed: bool,
+) -> None:
+    """Check that a layer bears the precision that the job computes in.
+
+    Args:
+        computing: The model in that precision; nothing is checked in float32.
+        layer: Which layer.
+        given: Its input, (b x n x d).
+        exact: Its output in float32.
+        scale: Differences are relative to it.
+        routed: Whether rounding may change a token's expert.
+
+    Raises:
+        UnsupportedArchitecture: its outputs differ by more than rounding of operands.
+    """
+    if computing.dtype == torch.float32:
+        return
+    found = computing.run_layer(layer, computing.layer(layer), given).hidden.cpu().numpy()
+    differences = np.sort(np.abs(found - exact).max(-1).flatten())
+    differences /= max(scale, np.finfo(np.float32).tiny)
+    left_out = int(len(differences) * REROUTED_SHARE_IN_BFLOAT16) if routed else 0
+    difference = float(differences[-1 - left_out])
+    if not difference <= BFLOAT16_TOLERANCE:  # `not <=`, so that NaN fails too.
+        raise UnsupportedArchitecture(
+            f"layer {layer} does not bear bfloat16: the relative difference to float32 is "
+            f"{difference:.3g} (tolerance {BFLOAT16_TOLERANCE:g})",
+            field="runtime.precision",
+            layer=layer,
+            remedy="Use precision float32 or tf32.",
+            mends=[Mend("runtime.precision", "float32")],
+        )
 
 
 def nudged_values(values: NDArray[np.float32]) -> NDArray[np.float32]:

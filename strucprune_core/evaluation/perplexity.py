@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from strucprune_core.models.forward import Tick, final_hidden
+from strucprune_core.models.forward import Tick, final_states
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import token_losses
 
@@ -32,7 +32,7 @@ def perplexity(
         scratch: Directory for activations.
         tick: Called after each layer and vocabulary tile; may raise to stop.
     """
-    hidden = final_hidden(stream, windows, scratch, tick)
+    hidden = final_states(stream, windows, scratch, tick)
     # All positions are scored; the last of a window, which predicts nothing, is dropped.
     targets = np.roll(windows, -1, axis=1).reshape(-1)
     losses = token_losses(stream, hidden.reshape(-1, hidden.shape[-1]), targets, tick)

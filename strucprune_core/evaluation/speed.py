@@ -17,13 +17,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from strucprune_core.checkpoint.hostile_json import shown
+from strucprune_core.child_environment import ACCELERATOR, child_environment
 from strucprune_core.evaluation.speed_process import Asked, Loaded, Peak, Request, Round
 from strucprune_core.report.document import MeasuredModel, SpeedRun
 
@@ -35,21 +35,6 @@ SILENT_SECONDS = 1800.0
 _TICK_SECONDS = 0.1
 _EXIT_SECONDS = 10.0
 _MOST_BYTES = 1 << 20
-# The variables that the processes inherit: no credentials.
-_PASSED_ON = (
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TMPDIR",
-    "LD_LIBRARY_PATH",
-    "PYTHONHOME",
-    "CUDA_VISIBLE_DEVICES",
-    "CUDA_DEVICE_ORDER",
-    "NVIDIA_VISIBLE_DEVICES",
-    "NVIDIA_DRIVER_CAPABILITIES",
-)
 _SETTINGS = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
@@ -88,7 +73,7 @@ class SpeedProcess:
             [sys.executable, "-P", "-m", _PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=_environment(),
+            env=child_environment(_SETTINGS, ACCELERATOR),
         )
         self._send(request.model_dump_json())
 
@@ -171,13 +156,6 @@ def _reason(line: bytes) -> str:
         if isinstance(found, dict) and "error" in found:
             return f"transformers cannot run a model whole: {shown(str(found['error']), 300)}"
     return "the process that measures sent something else than an answer"
-
-
-def _environment() -> Mapping[str, str]:
-    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    # It must import the same modules as this process.
-    path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-    return {**passed, **_SETTINGS, "PYTHONPATH": path}
 
 
 def measure_in_turns(

@@ -1,4 +1,8 @@
-"""Causal attention: grouped queries, rotary positions, windows, soft caps."""
+"""Causal attention: grouped queries, rotary positions, windows, soft caps.
+
+Queries, keys and values may be bfloat16: then angles, rotations and the softmax are float32 still,
+and so are scores under a soft cap. (PyTorch's fused attention sums scores in float32.)
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ def attend(
         window: Most tokens that a position sees, its own included.
 
     Returns:
-        (b, n, heads * head_dim).
+        (b, n, heads * head_dim), of the values' dtype.
     """
     length, shared = query.shape[1], query.shape[2] != key.shape[2]
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
@@ -40,8 +44,8 @@ def attend(
     mask = None if window is None or window >= length else _window(length, window, query.device)
     if soft_cap is None:
         mixed = functional.scaled_dot_product_attention(
-            query,
-            key,
+            query.to(value.dtype),  # Rotated in float32.
+            key.to(value.dtype),
             value,
             attn_mask=mask,
             is_causal=mask is None,
@@ -62,14 +66,14 @@ def attend_last(
     Args:
         query: (b, 1, heads, head_dim), rotated.
         key: (b, kv_heads, n, head_dim), rotated.
-        value: (b, kv_heads, n, head_dim).
+        value: (b, kv_heads, n, head_dim), of the keys' dtype.
         scale: Attention logits are multiplied by it.
         soft_cap: Logits z become cap * tanh(z / cap).
 
     Returns:
         (b, 1, heads * head_dim).
     """
-    query = query.transpose(1, 2)
+    query = query.transpose(1, 2).to(value.dtype)
     if soft_cap is None:
         shared = query.shape[1] != key.shape[1]
         mixed = functional.scaled_dot_product_attention(
@@ -97,11 +101,12 @@ def _window(length: int, window: int, device: torch.device) -> Tensor:
 def _capped(
     query: Tensor, key: Tensor, value: Tensor, scale: float, cap: float, seen: Tensor
 ) -> Tensor:
-    """One head at a time, since the logits of all positions, (b, n, n), are held."""
+    """One head at a time, since the logits of all positions, (b, n, n), are held, in float32."""
     shared = query.shape[1] // key.shape[1]
     mixed = []
     for head in range(query.shape[1]):
-        keys, values = key[:, head // shared], value[:, head // shared]
-        logits = cap * torch.tanh(query[:, head] @ keys.transpose(1, 2) * scale / cap)
-        mixed.append(logits.masked_fill(~seen, -torch.inf).softmax(-1) @ values)
+        keys, values = key[:, head // shared].float(), value[:, head // shared].float()
+        logits = cap * torch.tanh(query[:, head].float() @ keys.transpose(1, 2) * scale / cap)
+        weighted = logits.masked_fill(~seen, -torch.inf).softmax(-1) @ values
+        mixed.append(weighted.to(value.dtype))
     return torch.stack(mixed, dim=1)

@@ -52,17 +52,17 @@ def backward_layer(
         at_output: Gradient of the loss at its output, (b x n x d).
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
-        x = torch.from_numpy(np.array(hidden)).to(stream.device).requires_grad_()
+        x = stream.load(hidden).requires_grad_()
         result, outputs = stream.forward_with_outputs(layer, x, weights)
         at_input, *at_outputs = torch.autograd.grad(
             result,
             (x, *(output for _, output in outputs)),
-            torch.from_numpy(np.array(at_output)).to(stream.device),
+            stream.load(at_output),
         )
     kinds = (kind for kind, _ in outputs)
     shape = (*hidden.shape[:2], -1)
     return LayerGradients(
-        at_input, [(k, g.reshape(shape)) for k, g in zip(kinds, at_outputs, strict=True)]
+        at_input, [(k, g.float().reshape(shape)) for k, g in zip(kinds, at_outputs, strict=True)]
     )
 
 

@@ -4,6 +4,9 @@ Every method takes the tensors of one layer as a mapping from *role* ("mlp.down_
 tensor, so that the caller decides where weights come from and how long they stay in memory. All of
 them may be resident, or be read in panels of rows (`panels.StreamedLayer`).
 
+Operands of matrix products may be bfloat16. The residual stream, norms, rotations, the softmax and
+routing are float32 all the same.
+
 Shapes: b sequences of n tokens, d hidden size.
 """
 
@@ -30,8 +33,9 @@ class SiteInput:
     """Inputs that a site's output matrix was applied to.
 
     Attributes:
-        rows: Its inputs, (m x columns of the site). For an expert each row is multiplied by the
-            router's weight, so that rows @ W^T is what the expert adds to its tokens.
+        rows: Its inputs, (m x columns of the site), of the dtype of products. For an expert each
+            row is multiplied by the router's weight, so that rows @ W^T is what the expert adds to
+            its tokens.
         tokens: The token, of b * n, that each row belongs to, (m,) int64; None: one row per token.
     """
 
@@ -44,7 +48,7 @@ class LayerTrace:
     """One layer's forward pass.
 
     Attributes:
-        hidden: The layer's output on the residual stream, (b, n, d).
+        hidden: The layer's output on the residual stream, (b, n, d) float32.
         inputs: Input of each site, by the site's name, if they were to be recorded.
     """
 
@@ -53,10 +57,15 @@ class LayerTrace:
 
 
 class Decoder:
-    """The forward pass of one model's layers."""
+    """The forward pass of one model's layers.
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
+    Args:
+        config: The model.
+        dtype: Of the operands of matrix products: float32 or bfloat16.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32) -> None:
+        self.config, self.dtype = config, dtype
 
     def forward_layer(
         self,
@@ -69,8 +78,9 @@ class Decoder:
     ) -> LayerTrace:
         """Run one decoder layer, of the shape `block`, on (b, n, d): causal, positions from 0.
 
-        `outputs` receives the joint output of the sites of each kind, before any norm, (b, n, d).
-        `record` names the kinds of sites whose inputs are kept: they are most of a layer's memory.
+        `outputs` receives the joint output of the sites of each kind, before any norm, (b, n, d)
+        float32. `record` names the kinds of sites whose inputs are kept: they are most of a layer's
+        memory.
         """
         inputs: dict[str, SiteInput] = {}
         attention, ffn = (inputs if kind in record else None for kind in ("attention", "ffn"))
@@ -97,9 +107,10 @@ class Decoder:
         names = block.names
         post_norm = self.config.residual == "post_norm"
         x = hidden if post_norm else self._norm(names.attention_norm, hidden, weights)
+        x = x.to(self.dtype)  # Here, so that what the norm put out is not held.
         output = self._attention(block, x, weights, inputs)
         if outputs is not None:
-            outputs["attention"] = output
+            outputs["attention"] = output = output.float()
         residual = hidden + self._norm(names.attention_output_norm, output, weights)
         if post_norm:
             residual = self._norm(names.attention_norm, residual, weights)
@@ -120,9 +131,11 @@ class Decoder:
         names = block.names
         if self.config.residual != "post_norm":
             source = self._norm(names.ffn_norm, source, weights)
+        if names.router is None:
+            source = source.to(self.dtype)
         output = self._ffn(block, source, weights, inputs)
         if outputs is not None:
-            outputs["ffn"] = output
+            outputs["ffn"] = output = output.float()
         return self._norm(names.ffn_output_norm, output, weights)
 
     def join(
@@ -153,6 +166,7 @@ class Decoder:
             for heads in groups:
                 columns = slice(heads.start * width, heads.stop * width)
                 mixed[..., columns] = self._mixed(block, x, weights, heads)
+        mixed = mixed.to(self.dtype)
         if inputs is not None:
             inputs["attention"] = SiteInput(mixed.reshape(-1, mixed.shape[-1]))
         return self._linear(mixed, weights, block.names.attention_output)
@@ -281,18 +295,18 @@ class Decoder:
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         logits = functional.linear(flat, weights[f"{block.names.router}.weight"])
-        share, chosen = logits.float().softmax(-1).topk(self.config.experts_per_token, dim=-1)
+        share, chosen = logits.softmax(-1).topk(self.config.experts_per_token, dim=-1)
         if self.config.normalise_routing:
             share = share / share.sum(-1, keepdim=True)
-        output = torch.zeros_like(flat)
+        output, flat = torch.zeros_like(flat), flat.to(self.dtype)
         for expert in range(len(block.ffn_widths)):
             tokens, place = (chosen == expert).nonzero(as_tuple=True)
             rows = self._activations(block, expert, flat[tokens], weights)
-            rows = rows * share[tokens, place, None]
+            rows = (rows * share[tokens, place, None]).to(self.dtype)
             if inputs is not None:
                 inputs[f"expert.{expert}"] = SiteInput(rows, tokens)
             added = self._linear(rows, weights, block.names.down.format(expert))
-            output.index_add_(0, tokens, added)
+            output.index_add_(0, tokens, added.float())
             del rows, added  # Freed before the next expert's are made.
         return output.view_as(x)
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strucprune_core.errors import ScratchUnavailable
+from strucprune_core.method.linalg.transfers import Transfers
 from strucprune_core.models.attention import attend, attend_last, rotate_first
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.decoder import Decoder, rotations_of
@@ -97,7 +98,8 @@ def stepping(
         # transformers takes seconds and 100 MB to import: only here.
         from strucprune_core.models.generic.steps import step_of
 
-        return step_of(stream, sequences, length, scratch, _group_of_bytes, alive)
+        # In float32: what a cache holds of bfloat16 layers differs from class to class.
+        return step_of(stream.in_float32, sequences, length, scratch, _group_of_bytes, alive)
     cache = key_value_cache(scratch, stream.config, sequences, length)
     seen = 0
 
@@ -134,12 +136,13 @@ def prefill(
     config, (sequences, length) = stream.config, tokens.shape
     hidden = temporary_array(scratch, (sequences, length, config.hidden_size))
     embed(stream, tokens, hidden)
-    for layer in range(config.layers):
-        weights = stream.layer(layer)
+    for layer, weights in stream.layers(range(config.layers)):
         for part in micro_batches(sequences, length, stream.tiles.micro_batch_tokens):
-            decoder = _Beginning(config, torch.from_numpy(cache[layer, :, part]))
+            kept = torch.from_numpy(cache[layer, :, part])
+            decoder = _Beginning(config, stream.dtype, kept, stream.transfers)
             x = stream.load(hidden[part])
-            hidden[part] = decoder.forward_layer(config.blocks[layer], x, weights).hidden.cpu()
+            stream.put(hidden, part, decoder.forward_layer(config.blocks[layer], x, weights).hidden)
+        del weights
         tick()
     return np.array(hidden[:, -1])
 
@@ -159,14 +162,15 @@ def step(
     config = stream.config
     hidden = _embed(stream, tokens, position)
     group = _group(config, cache.shape[-2])
-    for layer in range(config.layers):
-        weights = stream.layer(layer)
+    for layer, weights in stream.layers(range(config.layers)):
         for start in range(0, len(tokens), group):
             part = slice(start, start + group)
-            decoder = _Continuing(config, torch.from_numpy(cache[layer, :, part]), position)
-            x = torch.from_numpy(hidden[part, None]).to(stream.device)
+            kept = torch.from_numpy(cache[layer, :, part])
+            decoder = _Continuing(config, stream.dtype, kept, position, stream.transfers)
+            x = stream.load(hidden[part, None])
             trace = decoder.forward_layer(config.blocks[layer], x, weights)
-            hidden[part] = trace.hidden[:, 0].cpu().numpy()
+            stream.put(hidden, part, trace.hidden[:, 0])
+        del weights
         tick()
     return hidden
 
@@ -233,8 +237,11 @@ def _embed(stream: ModelStream, tokens: NDArray[np.int32], position: int) -> NDA
 class _Beginning(Decoder):
     """The decoder for the first tokens of sequences, whose keys and values the cache receives."""
 
-    def __init__(self, config: ModelConfig, cache: Tensor) -> None:
-        super().__init__(config)
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype, cache: Tensor, transfers: Transfers
+    ) -> None:
+        super().__init__(config, dtype)
+        self._transfers = transfers
         self._cache = cache  # (2, b, kv_heads, length, head_dim)
 
     def kv_head_panels(self, block: LayerConfig, weights: LayerWeights) -> Iterator[range]:
@@ -251,6 +258,7 @@ class _Beginning(Decoder):
             )
             here = (rotations[0][:length], rotations[1][:length])
             query, key = (rotate_first(x, here) for x in (query, key))
+        self._transfers.count(to_host=key.nbytes + value.nbytes)
         self._cache[0, :, : block.kv_heads, :length] = key.cpu()
         self._cache[1, :, : block.kv_heads, :length] = value.cpu()
         return attend(
@@ -267,8 +275,16 @@ class _Beginning(Decoder):
 class _Continuing(Decoder):
     """The decoder for one new token per sequence, whose attention sees the cached ones as well."""
 
-    def __init__(self, config: ModelConfig, cache: Tensor, position: int) -> None:
-        super().__init__(config)
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        cache: Tensor,
+        position: int,
+        transfers: Transfers,
+    ) -> None:
+        super().__init__(config, dtype)
+        self._transfers = transfers
         self._cache, self._position = cache, position  # (2, b, kv_heads, length, head_dim)
 
     def kv_head_panels(self, block: LayerConfig, weights: LayerWeights) -> Iterator[range]:
@@ -286,10 +302,12 @@ class _Continuing(Decoder):
             query, key = (
                 rotate_first(x.transpose(1, 2), here).transpose(1, 2) for x in (query, key)
             )
+        self._transfers.count(to_host=key.nbytes + value.nbytes)
         self._cache[0, :, : block.kv_heads, at] = key[:, 0].cpu()
         self._cache[1, :, : block.kv_heads, at] = value[:, 0].cpu()
         first = 0 if block.window is None else max(0, at + 1 - block.window)
         seen = self._cache[:, :, : block.kv_heads, first : at + 1].to(query.device)
+        self._transfers.count(to_device=seen.nbytes)
         return attend_last(
             query,
             seen[0],

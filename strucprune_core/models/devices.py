@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import platform
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 import torch
 
 from strucprune_core.errors import InvalidSpec
+from strucprune_core.models.precision import Precision
 from strucprune_core.spec import DEVICES, is_gpu
+
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
 def choose_device(wanted: str, field: str = "runtime.device") -> torch.device:
@@ -63,6 +70,38 @@ def computing_on(device: torch.device) -> contextlib.AbstractContextManager[obje
     if device.index is None:
         return contextlib.nullcontext()
     return torch.cuda.device(device)
+
+
+@contextlib.contextmanager
+def matrix_products_in(precision: Precision) -> Iterator[None]:
+    """Inside, a GPU computes float32 matrix products as the precision says.
+
+    In `tf32` from operands rounded to 10 bits. In `bfloat16` as well: what is float32 there
+    (logits, Gram matrices, routers) comes from activations of 7 bits. In `float32` from whole
+    operands, whatever was set before.
+    """
+    products, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    products.allow_tf32 = precision != "float32"
+    try:
+        yield
+    finally:
+        products.allow_tf32 = before
+
+
+@cache
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's with what tells it from others of that name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    facts: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in _CPU_INFO.read_text().splitlines():
+            name, _, value = line.partition(":")
+            facts.setdefault(name.strip(), value.strip())
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    numbers = [facts[each] for each in ("cpu family", "model") if facts.get(each)]
+    kind = f" (family {numbers[0]}, model {numbers[1]})" if len(numbers) == 2 else ""
+    return f"{name}{kind}"
 
 
 def settle_vector_math() -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from strucprune_core.models.decoder import LayerTrace
 from strucprune_core.models.generic.layer_tensors import ExpertwiseLayer
 from strucprune_core.models.panels import LayerWeights
-from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.streaming import Hidden, ModelStream
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import tensor_name
 from strucprune_core.models.vocabulary import embed
@@ -33,7 +33,7 @@ def run_batches(
     stream: ModelStream,
     layer: int,
     weights: LayerWeights,
-    hidden: NDArray[np.float32],
+    hidden: Hidden,
     scratch: Path,
     safe_point: Tick = lambda: None,
     *,
@@ -66,7 +66,7 @@ def _gathered(
     stream: ModelStream,
     layer: int,
     weights: ExpertwiseLayer,
-    hidden: NDArray[np.float32],
+    hidden: Hidden,
     scratch: Path,
     safe_point: Tick,
 ) -> ExpertwiseLayer:
@@ -79,11 +79,18 @@ def _gathered(
     sequences, length = hidden.shape[:2]
     tokens = stream.tiles.micro_batch_tokens
     batches = micro_batches(sequences, length, tokens)
-    room = Room(scratch, sequences * length, max(tokens, length), stream.load, safe_point)
+    room = Room(
+        scratch,
+        sequences * length,
+        max(tokens, length),
+        stream.load,
+        stream.transfers,
+        safe_point,
+    )
     prefix = tensor_name(stream.config, layer, "")
     loaded = (stream.load(hidden[rows]) for rows in batches)
     try:
-        return stream.modules.gather(layer, weights, prefix, loaded, room)
+        return stream.modules.gather(layer, weights, prefix, loaded, room, stream.dtype)
     except NoRecord:
         return weights
 
@@ -99,14 +106,35 @@ def final_hidden(
     Returns:
         (sequences x length x d), in a scratch file.
     """
-    sequences, length = tokens.shape
-    shape = (sequences, length, stream.config.hidden_size)
-    hidden = temporary_array(scratch, shape)
-    embed(stream, tokens, hidden)
-    for layer in range(stream.config.layers):
-        weights = stream.layer(layer)
-        for batch, trace in run_batches(stream, layer, weights, hidden, scratch):
-            hidden[batch] = trace.hidden.cpu().numpy()
-            del trace  # Not beside the next micro-batch's.
-        tick()
+    hidden: NDArray[np.float32] = temporary_array(scratch, _shape(stream, tokens))
+    _through(stream, tokens, hidden, scratch, tick)
     return hidden
+
+
+def final_states(
+    stream: ModelStream,
+    tokens: NDArray[np.int32],
+    scratch: Path,
+    tick: Tick,
+) -> Hidden:
+    """The same, on the device if the tiles have room for so many tokens."""
+    hidden = stream.states(_shape(stream, tokens), scratch)
+    _through(stream, tokens, hidden, scratch, tick)
+    return hidden
+
+
+def _shape(stream: ModelStream, tokens: NDArray[np.int32]) -> tuple[int, ...]:
+    return (*tokens.shape, stream.config.hidden_size)
+
+
+def _through(
+    stream: ModelStream, tokens: NDArray[np.int32], hidden: Hidden, scratch: Path, tick: Tick
+) -> None:
+    """Fill in the output of the last layer."""
+    embed(stream, tokens, hidden)
+    for layer, weights in stream.layers(range(stream.config.layers)):
+        for batch, trace in run_batches(stream, layer, weights, hidden, scratch):
+            stream.put(hidden, batch, trace.hidden)
+            del trace  # Not beside the next micro-batch's.
+        del weights
+        tick()

@@ -1,4 +1,4 @@
-"""RMSNorm (with the weight, or one plus the weight) and LayerNorm."""
+"""RMSNorm (with the weight, or one plus the weight) and LayerNorm, in float32."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from strucprune_core.models.config import NormConfig
 
 
 def normalise(norm: NormConfig, x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
-    """Normalise the last dimension of x with the weights `name`.weight (and `name`.bias)."""
-    weight = weights[f"{name}.weight"]
+    """Normalise the last dimension of x with the weights `name`.weight (and `name`.bias).
+
+    Returns:
+        float32, whatever the dtype of x.
+    """
+    x, weight = x.float(), weights[f"{name}.weight"]
     if norm.kind == "layer":
         return functional.layer_norm(x, weight.shape, weight, weights[f"{name}.bias"], norm.eps)
-    scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + norm.eps)
-    scaled = x * scale.to(x.dtype)
+    scaled = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps)
     return (1.0 + weight) * scaled if norm.kind == "rms_plus_one" else weight * scaled

@@ -66,7 +66,7 @@ def loss_gradients(
             (gradient,) = torch.autograd.grad(
                 head.output(state), state, (mean - chosen[number]).float()
             )
-        gradients[start:stop] = gradient.cpu().numpy()
+        gradients[start:stop] = stream.to_host(gradient)
     return gradients
 
 
@@ -98,8 +98,8 @@ def kl_gradients(
         for pair in pairs:
             pair.add(rows)
         tick()
-    losses = np.concatenate([pair.divergences().cpu().numpy() for pair in pairs])
-    return losses, np.concatenate([pair.gradient().cpu().numpy() for pair in pairs])
+    losses = np.concatenate([stream.to_host(pair.divergences()) for pair in pairs])
+    return losses, np.concatenate([stream.to_host(pair.gradient()) for pair in pairs])
 
 
 class _Pair:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from strucprune_core.models.tensors import Shapes
 
 Read = Callable[[str, tuple[int, int] | None], Tensor]
-"""Reads a tensor by role, whole or rows [start, stop) of it, float32, on the device."""
+"""Reads a tensor by role, whole or rows [start, stop) of it, on the device."""
 
 LayerWeights = Mapping[str, Tensor]
 """Tensors of one layer by role: all in memory, or a `StreamedLayer`."""
@@ -66,8 +66,10 @@ def linear(
 ) -> Tensor:
     """X W^T + bias with the weights `name`.weight (and `name`.bias), (..., outputs).
 
+    Computed in the dtype of x, summed in float32: weights of another dtype are converted.
+
     Args:
-        x: (..., in).
+        x: (..., in), float32 or bfloat16.
         weights: The layer's tensors.
         name: Which projection.
         transposed: Whether the matrix is stored (in x out).
@@ -76,25 +78,35 @@ def linear(
     role, part = f"{name}.weight", slice(None)
     if outputs is not None:
         part = slice(outputs.start, outputs.stop)
-    bias = weights[f"{name}.bias"][part] if f"{name}.bias" in weights else None
+    bias = weights[f"{name}.bias"][part].to(x.dtype) if f"{name}.bias" in weights else None
     if not isinstance(weights, StreamedLayer):
         weight = weights[role].T if transposed else weights[role][part]
-        return functional.linear(x, weight, bias)
+        return functional.linear(x, weight.to(x.dtype), bias)
     rows, columns = weights.shape(role)
     wanted = outputs or range(columns if transposed else rows)
     flat = x.reshape(-1, x.shape[-1])
-    result = flat.new_empty(len(flat), len(wanted))
     if transposed:
-        result.zero_()
+        sums = torch.zeros(len(flat), len(wanted), device=x.device)
         for start, stop in _panels(range(rows), weights.panel_rows):
-            result.addmm_(flat[:, start:stop], weights.rows(role, start, stop))
+            _add_product(sums, flat[:, start:stop], weights.rows(role, start, stop))
+        result = sums.to(x.dtype)
+        del sums
     else:
+        result = flat.new_empty(len(flat), len(wanted))
         for start, stop in _panels(wanted, weights.panel_rows):
             place = result[:, start - wanted.start : stop - wanted.start]
-            torch.mm(flat, weights.rows(role, start, stop).T, out=place)
+            torch.mm(flat, weights.rows(role, start, stop).T.to(x.dtype), out=place)
     if bias is not None:
         result += bias
     return result.view(*x.shape[:-1], len(wanted))
+
+
+def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left right to float32 sums."""
+    if left.dtype == sums.dtype:
+        sums.addmm_(left, right.to(left.dtype))
+    else:
+        sums.add_(left @ right.to(left.dtype))
 
 
 def output_panels(weights: LayerWeights, outputs: int) -> Iterator[range]:

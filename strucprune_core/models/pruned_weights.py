@@ -67,8 +67,8 @@ def cut_tensors(
             cut[coupled.role] = solution.trained.get(
                 coupled.role, cut_tensor(dense, coupled, solution.kept)
             )
-        device = weights[site.output.role].device
-        cut[site.output.role] = as_stored(solution.weight.to(device), site)
+        dense = weights[site.output.role]
+        cut[site.output.role] = as_stored(solution.weight.to(dense.device, dense.dtype), site)
     return cut
 
 

@@ -28,7 +28,7 @@ class StoredSource(ABC):
     ) -> Tensor:
         """A whole tensor; with `dtype` None exactly as it will be stored."""
         values = self.stored(name)
-        return values.to(device=device, dtype=dtype or values.dtype)
+        return values.to(device).to(dtype or values.dtype)  # It crosses as it is stored.
 
     def rows(
         self,
@@ -41,4 +41,4 @@ class StoredSource(ABC):
     ) -> Tensor:
         """Rows [start, stop) of a tensor's first dimension."""
         values = self.stored_rows(name, start, stop)
-        return values.to(device=device, dtype=dtype or values.dtype)
+        return values.to(device).to(dtype or values.dtype)  # It crosses as it is stored.

@@ -17,6 +17,10 @@ MODEL_CHECK_LAYERS = 6
 """Most layers that the check of the dense model runs."""
 
 
+DEFAULT_TOKENS = 4096
+"""Tokens of a micro-batch where nothing is known of the device."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tiles:
     """Sizes that make a job fit into memory; `plan.pieces` chooses them.
@@ -29,15 +33,29 @@ class Tiles:
             by default.
         expert_by_expert: Whether matrices of a layer's experts are read when they are used, so that
             one expert is resident at a time. For layers in transformers' modules.
+        operand_bytes: What the plan counts for an operand of a layer's matrix products: see
+            `models.precision`.
+        layers_ahead: Layers that are read, whole, before they are wanted: 0, or 1 while another one
+            computes.
+        resident_tokens: Hidden states of at most so many tokens stay on the device while they pass
+            several layers. Those of more tokens are in scratch between layers.
     """
 
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: int = DEFAULT_TOKENS
     weight_rows: int | None = None
     vocabulary_rows: int = 4096
     head_tokens: int = 2048
     expert_by_expert: bool = False
+    operand_bytes: int = 4
+    layers_ahead: int = 0
+    resident_tokens: int = 0
 
     @property
     def whole_layers(self) -> bool:
         """Whether layers are resident whole."""
         return self.weight_rows is None and not self.expert_by_expert
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether a layer is read before it is wanted."""
+        return self.layers_ahead > 0 and self.whole_layers

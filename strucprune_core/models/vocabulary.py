@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strucprune_core.models.norms import normalise
-from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.streaming import Hidden, ModelStream
 
 if TYPE_CHECKING:
     from strucprune_core.models.generic.modules import Modules
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def embed(
     stream: ModelStream,
     tokens: NDArray[np.int32],
-    out: NDArray[np.float32],
+    out: Hidden,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
     """The first layer's input: token embeddings, scaled or projected, with learned positions.
@@ -34,12 +34,21 @@ def embed(
     Args:
         stream: The model.
         tokens: Token ids, (sequences x length).
-        out: Filled with the embeddings, (sequences x length x d); may be memory-mapped.
+        out: Filled with the embeddings, (sequences x length x d); may be memory-mapped, or on
+            the device.
         tick: Called after every tile of the table that is used: a safe point to stop at.
     """
-    flat = out.view()
-    flat.shape = (tokens.size, out.shape[-1])  # Never a copy: what is filled must be `out`.
+    flat = _flat(out)
     embed_blocks(stream, tokens.reshape(-1), [tokens.shape], flat, tick)
+
+
+def _flat(states: Hidden) -> Hidden:
+    """The same numbers by token, (n x d). Never a copy: what is filled in must be `states`."""
+    if isinstance(states, Tensor):
+        return states.view(-1, states.shape[-1])
+    flat = states.view()
+    flat.shape = (-1, states.shape[-1])
+    return flat
 
 
 @torch.inference_mode()
@@ -47,7 +56,7 @@ def embed_blocks(
     stream: ModelStream,
     tokens: NDArray[np.int32],
     shapes: Sequence[tuple[int, ...]],
-    out: NDArray[np.float32],
+    out: Hidden,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
     """The same of sequences of several lengths, with one pass through the table.
@@ -56,7 +65,7 @@ def embed_blocks(
         stream: The model.
         tokens: Token ids of all blocks, one after another, (n,).
         shapes: Of each block, (sequences, length).
-        out: Filled with the embeddings, (n x d); may be memory-mapped.
+        out: Filled with the embeddings, (n x d); may be memory-mapped, or on the device.
         tick: Called after every tile of the table that is used.
     """
     if stream.modules is not None:
@@ -65,7 +74,7 @@ def embed_blocks(
     names = stream.config.names
     into = None if names.project_in is None else stream.tensor(names.project_in)
     for where, rows in _look_up(stream, tokens):
-        out[where] = (rows if into is None else rows @ into.T).cpu().numpy()
+        stream.put(out, where, rows if into is None else rows @ into.T)
         del rows
         tick()
     if names.positions is not None:
@@ -76,7 +85,7 @@ def _add_positions(
     stream: ModelStream,
     name: str,
     shapes: Sequence[tuple[int, ...]],
-    out: NDArray[np.float32],
+    out: Hidden,
 ) -> None:
     """Add rows of the table of learned positions, a part of each block's sequences at a time."""
     for part, (sequences, length) in _blocks(shapes):
@@ -84,6 +93,9 @@ def _add_positions(
         for start in range(0, length, stream.tiles.head_tokens):
             stop = min(start + stream.tiles.head_tokens, length)
             first = stream.config.position_offset
+            if isinstance(block, Tensor):
+                block[:, start:stop] += stream.rows(name, first + start, first + stop)
+                continue
             table = stream.source.rows(name, first + start, first + stop)
             block[:, start:stop] += table.float().numpy()
             del table
@@ -102,15 +114,15 @@ def _embed_generic(
     modules: Modules,
     tokens: NDArray[np.int32],
     shapes: Sequence[tuple[int, ...]],
-    out: NDArray[np.float32],
+    out: Hidden,
     tick: Callable[[], None],
 ) -> None:
     """The same by transformers' modules, whose table holds the tokens of a micro-batch."""
-    rows: NDArray[np.float32] = out  # As the table has them, before they are replaced.
+    rows = out  # As the table has them, before they are replaced.
     if stream.config.embedding_size != out.shape[-1]:
         rows = np.empty((*tokens.shape, stream.config.embedding_size), dtype=np.float32)
     for where, found in _look_up(stream, tokens):
-        rows[where] = found.cpu().numpy()
+        stream.put(rows, where, found)
         tick()
     for part, (sequences, length) in _blocks(shapes):
         step = max(1, stream.tiles.micro_batch_tokens // length)
@@ -121,7 +133,7 @@ def _embed_generic(
             ids = torch.arange(len(table), device=stream.device).view(-1, length)
             given = torch.from_numpy(tokens[here].astype(np.int64)).to(stream.device)
             made = modules.embed(ids, table, given.view(-1, length))
-            out[here] = made.reshape(-1, made.shape[-1]).cpu().numpy()
+            stream.put(out, here, made.reshape(-1, made.shape[-1]))
 
 
 @torch.inference_mode()
@@ -195,12 +207,12 @@ class Head:
             yield first, scaled
             del scaled  # Not beside the next tile.
 
-    def logits(self, hidden: NDArray[np.float32], rows: Tensor) -> Tensor:
+    def logits(self, hidden: Hidden, rows: Tensor) -> Tensor:
         """Logits of a tile, (n x tile), from the last layer's output (n x d)."""
         return self.capped(self.output(self.load(hidden)) @ rows.T)
 
-    def load(self, hidden: NDArray[np.float32]) -> Tensor:
-        """A copy on the device."""
+    def load(self, hidden: Hidden) -> Tensor:
+        """A copy on the device; the same tensor if it is there already."""
         return self._stream.load(hidden)
 
     def chunks(self, count: int) -> Iterator[tuple[int, int]]:
@@ -276,7 +288,7 @@ class TokenScores:
 
 def token_losses(
     stream: ModelStream,
-    hidden: NDArray[np.float32],
+    hidden: Hidden,
     targets: NDArray[np.int32],
     tick: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float64]:
@@ -286,7 +298,7 @@ def token_losses(
 
 def token_scores(
     stream: ModelStream,
-    hidden: NDArray[np.float32],
+    hidden: Hidden,
     targets: NDArray[np.int32],
     tick: Callable[[], None] = lambda: None,
 ) -> TokenScores:
@@ -323,8 +335,8 @@ def token_scores(
 
 def kl_divergences(
     stream: ModelStream,
-    reference: NDArray[np.float32],
-    others: list[NDArray[np.float32]],
+    reference: Hidden,
+    others: Sequence[Hidden],
     tick: Callable[[], None] = lambda: None,
 ) -> list[float]:
     """Mean KL(reference || other) per token over the model's next-token distributions, in nats.
@@ -362,7 +374,8 @@ def kl_divergences(
 def next_token_logits(stream: ModelStream, hidden: NDArray[np.float32]) -> Tensor:
     """All logits of a few positions, (n x V) float32 on the CPU. For n small."""
     head = Head(stream)
-    return torch.cat([head.logits(hidden, rows).cpu() for _, rows in head.tiles()], dim=-1)
+    tiles = [torch.from_numpy(stream.to_host(head.logits(hidden, t))) for _, t in head.tiles()]
+    return torch.cat(tiles, dim=-1)
 
 
 def sample_tokens(
@@ -405,7 +418,7 @@ def _largest(
     chosen = torch.zeros(len(hidden), dtype=torch.int64)
     for first_row, rows in head.tiles():
         for start, stop in head.chunks(len(hidden)):
-            logits = head.logits(hidden[start:stop], rows).cpu()
+            logits = torch.from_numpy(stream.to_host(head.logits(hidden[start:stop], rows)))
             score, column = score_of(logits).max(-1)
             better = score > best[start:stop]
             best[start:stop] = torch.where(better, score, best[start:stop])

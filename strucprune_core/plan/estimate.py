@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,6 +26,7 @@ from strucprune_core.models.experts import (
     routing_of,
     without_experts,
 )
+from strucprune_core.models.precision import Precision
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
 from strucprune_core.plan.blocks import estimated_removal, removable_parameters
 from strucprune_core.plan.deviations import (
@@ -42,6 +44,7 @@ from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.memory.forward import FP32_BYTES
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
 from strucprune_core.plan.pieces import Plan, plan_job
+from strucprune_core.plan.precision import precisions, rounding_warning
 from strucprune_core.plan.predicted_speed import alignment_warning, predicted_speed
 from strucprune_core.plan.shared_budget import removable_parameters as shared_budget_whole
 from strucprune_core.plan.shared_budget import shared_budget
@@ -100,6 +103,10 @@ class Estimate(BaseModel):
     pieces: dict[str, int | None] = Field(
         description="Tokens, rows, columns and experts that are resident at a time; null: all of a "
         "layer."
+    )
+    precision: dict[Literal["cpu", "cuda"], Precision] = Field(
+        default_factory=dict,
+        description="What the job computes in, on each kind of device that it may run on.",
     )
     sparsity_requested: float
     sparsity_reached: float = Field(
@@ -220,6 +227,7 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
         bytes_read=read,
         flops=flops(spec, config, plan.panels),
         pieces=_pieces(plan, config),
+        precision=precisions(spec, facts),
         predicted_speed=predicted_speed(spec, facts),
         warnings=[
             *family_warning(spec.pruning, config),
@@ -230,6 +238,7 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
             *block_warning(spec.pruning, config),
             *alignment_warning(spec.pruning),
             *quantised_warning(spec, index),
+            *rounding_warning(spec, facts),
             *tokenizer_warning(index.file_versions),
             *speed_warning(_speed_over_budget(spec, facts, bytes_after)),
         ],
@@ -252,6 +261,7 @@ def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:
     widest = max(max(block.ffn_widths, default=0) for block in config.blocks)
     tiles = asdict(plan.tiles)
     experts = 1 if tiles.pop("expert_by_expert") else None
+    del tiles["operand_bytes"]  # `precision` says it.
     return {**tiles, "experts": experts, "solver_columns": min(plan.panels.panel, widest)}
 
 

@@ -56,6 +56,7 @@ from strucprune_core.models.tensors import check_tensors, tensor_name
 from strucprune_core.plan.blocks import check_blocks
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.pieces import plan_job
+from strucprune_core.plan.precision import with_planned_precision
 from strucprune_core.plan.removable_layers import check_layers_removable
 from strucprune_core.plan.shared_budget import check_shared_budget
 from strucprune_core.plan.sites import (
@@ -97,7 +98,8 @@ class JobFacts:
     """A job that passed inspection.
 
     Attributes:
-        spec: The job, with the sparsity that its target comes to.
+        spec: The job, with the sparsity that its target comes to, and its precision if that
+            follows from the device that it names.
         model: The model.
         calibration_bytes: Size of the calibration file, None if the model writes its own text.
         evaluation_bytes: Size of the evaluation text, None if there is none.
@@ -740,11 +742,12 @@ def _fingerprint_now(spec: JobSpec, model: ModelFacts, open_store: OpenStore) ->
 
 
 def _resolved(spec: JobSpec, model: ModelFacts) -> JobSpec:
-    """The job with the sparsity that its target comes to."""
+    """The job with the sparsity that its target comes to, and a precision if that is known."""
     if spec.pruning.target is not None:  # What no sparsity would mend is said first.
         check_generic(spec.pruning, model.config)
         check_layers_removable(spec.pruning, model.config, model.index.config)
-    return resolved(spec, model, partial(check_reach, config=model.config))
+    spec = resolved(spec, model, partial(check_reach, config=model.config))
+    return with_planned_precision(spec, model)
 
 
 def _all_model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 
 from strucprune_core.method.allocation.energies import PROBE_SPARSITY
@@ -136,31 +136,26 @@ def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
     """Operations of a whole job by purpose, as `unit_flops` names them."""
     counts: Counter[str] = Counter()
     for number, alone in enumerate(spec.by_size().values()):
-        units = _units(alone, config)
+        units = computing_units(alone, config)
         own = own_units(units) if number else frozenset(unit.name for unit in units)
         for name, purposes in unit_flops(units, alone, config, panels).items():
             if name in own:
                 counts.update(purposes)
     if spec.tries:
-        one = _units(spec, config, shards=[range(config.layers)])
+        one = computing_units(spec, config)
         of_try = unit_flops(try_units(one), spec, config, panels)
         for purposes in of_try.values():
             counts.update({purpose: spec.tries * count for purpose, count in purposes.items()})
     return dict(counts)
 
 
-def _units(spec: JobSpec, config: ModelConfig, shards: Sequence[Iterable[int]] = ()) -> list[Unit]:
-    """The units of a job of one size that compute something. Writing files does not.
-
-    Args:
-        spec: The job.
-        config: Its model.
-        shards: As of `build_graph`, where it matters what comes before written files.
-    """
+def computing_units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
+    """The units of a job of one size, as if the result were one file: that is enough to plan."""
+    shards = [range(config.layers)]
     if spec.pruning.removes_experts_alone:
         return build_experts_graph(
             layers=config.layers,
-            shards=(),
+            shards=[sorted(shards[0])],
             energy=energy_of(spec.pruning),
             evaluate=spec.evaluation is not None,
             samples=bool(spec.sampled_prompts),

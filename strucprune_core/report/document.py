@@ -56,6 +56,14 @@ class Environment(Part):
     device: str
     platform: str
     threads: int
+    precision: str = Field(
+        default="float32",
+        description="`float32`, `tf32` or `bfloat16`: of matrix products in layers.",
+    )
+    solve_dtype: str = Field(
+        default="float64",
+        description="Of damage curves and solves: `float64`, or `float32` where checks allow it.",
+    )
 
 
 class SizeSummary(Part):
@@ -504,6 +512,18 @@ class PhaseTime(Part):
 
     name: str
     seconds: float
+    predicted_seconds: float | None = Field(
+        default=None,
+        description="What the same work was predicted to take, by one worker on a device of which "
+        "nobody else makes use; null in reports of versions that predicted nothing.",
+    )
+
+
+def predicted_in_all(phases: Iterable[PhaseTime]) -> float | None:
+    """What all phases together were predicted to take; None where nothing was predicted."""
+    found = [phase.predicted_seconds for phase in phases]
+    known = [each for each in found if each is not None]
+    return round(sum(known), 3) if known and len(known) == len(found) else None
 
 
 class ModelCheck(Part):

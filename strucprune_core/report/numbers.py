@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 NBSP = "\u00a0"
+_DAY = (86400.0, "day")
 MINUS = "\u2212"
 ABSENT = "\u2013"  # Does not apply, or is not finite.
 UNKNOWN = "unknown"  # Could not be measured: `None` in the report.
@@ -102,6 +103,17 @@ def duration(seconds: float) -> str:
         return f"{minutes}{NBSP}min{NBSP}{rest:02d}{NBSP}s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours}{NBSP}h{NBSP}{minutes:02d}{NBSP}min"
+
+
+def span(least: float, most: float) -> str:
+    """A range of time, coarser the longer it is: `4 to 7 minutes`, `up to 2 hours`."""
+    limits = ((90.0, 1.0, "second"), (5400.0, 60.0, "minute"), (172800.0, 3600.0, "hour"))
+    unit, name = next(((each, name) for limit, each, name in limits if most < limit), _DAY)
+    low, high = math.floor(least / unit), max(1, math.ceil(most / unit))
+    end = f"{high}{NBSP}{name}{'' if high == 1 else 's'}"
+    if low == high:
+        return end
+    return f"{low} to {end}" if low else f"up to {end}"
 
 
 def _scaled(value: float, units: tuple[str, ...], digits: int) -> str:

@@ -37,8 +37,7 @@ def divergences_without(
     base = entering
     runs: dict[Block, Rows] = {}
     last = max(block.layer for block in others)
-    for layer in range(first, layers):
-        weights = job.dense.layer(layer)
+    for layer, weights in job.dense.layers(range(first, layers)):
         here = [block for block in others if block.layer == layer]
         passed = _run(job, layer, weights, removed, [*runs.values()])
         runs = dict(zip(runs, passed, strict=True))
@@ -46,6 +45,7 @@ def divergences_without(
             (runs[block],) = _run(job, layer, weights, [*removed, block], [base])
         if layer < last:
             (base,) = _run(job, layer, weights, removed, [base])
+        del weights
         job.tick(layer - first, layers - first)
     dense = Capture(job.config.layers - 1).hidden
     return divergences_from_dense(job, dense, [runs[block] for block in others])
@@ -58,6 +58,6 @@ def _run(
     config = without_blocks(job.config, [block for block in removed if block.layer == layer])
     if not runs or config.blocks[layer].is_removed:
         return runs
-    stream = job.stream(config, job.reader)
-    output = pass_layer(job, stream, layer, weights, np.concatenate(runs))
-    return np.split(output, len(runs))
+    stream, together = job.stream(config, job.reader), np.concatenate(runs)
+    pass_layer(job, stream, layer, weights, together, together)
+    return np.split(together, len(runs))

@@ -6,25 +6,31 @@ What finished units say of the result is in `pruned_model`, of a site in `measur
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
+from strucprune_core.checkpoint.header import DTYPE_BYTES
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.method.linalg.matrices import Room
 from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.method.linalg.transfers import Transfers
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import expert_tensors, first_experts, without_experts
+from strucprune_core.models.precision import Precision
 from strucprune_core.models.streaming import ModelStream, WeightSource, open_stream
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tiles import Tiles
 from strucprune_core.plan.blocks import most_steps, refits
 from strucprune_core.plan.chunks import chunks
+from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import Unit, build_experts_graph, build_graph
 from strucprune_core.plan.pieces import Plan
+from strucprune_core.plan.precision import matrices_dtype
+from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.plan.sites import (
     PlannedSite,
     energy_of,
@@ -32,6 +38,9 @@ from strucprune_core.plan.sites import (
     plan_sites,
     with_drafting,
 )
+from strucprune_core.plan.unit_seconds import StoredModel, unit_seconds
+from strucprune_core.report.document import Environment
+from strucprune_core.run.environment import environment_of
 from strucprune_core.run.finished_units import FinishedUnits
 from strucprune_core.run.following import Following
 from strucprune_core.run.shards import ShardPlan
@@ -55,6 +64,9 @@ class Job:
         workspace: Finished units.
         scratch: Directory for temporary files.
         device: Where tensors visit.
+        precision: What is computed there.
+        solve_dtype: What curves and solves are computed in: float64, or float32 where a check
+            allows it (`method.linalg.matrices.Room`).
         open_store: Opens the store of a URI.
         texts: Version of each text, by the field that names it.
         fingerprint: Of the specification, the model's files and the texts.
@@ -62,7 +74,9 @@ class Job:
         safe_point: The same without progress.
         plan: The pieces in which it runs.
         following: Waits for what units hand on while they run.
+        rates: Of the device, by which times are predicted.
         task_downloads: Whether data of tasks may come from a hub.
+        transfers: Counts what crosses between host and device.
     """
 
     spec: JobSpec
@@ -80,21 +94,52 @@ class Job:
     safe_point: Callable[[], None]
     plan: Plan
     following: Following
+    rates: DeviceRates
     task_downloads: bool = True
+    precision: Precision = "float32"
+    solve_dtype: torch.dtype = torch.float64
+    transfers: Transfers = field(default_factory=Transfers)
 
     @cached_property
     def units(self) -> UnitFiles:
         """What finished units have left."""
-        return UnitFiles(self.workspace, self.device, self.panels)
+        return UnitFiles(self.workspace, self.device, self.panels, self.transfers)
 
     @cached_property
     def dense(self) -> ModelStream:
         """The dense model."""
-        return open_stream(self.config, self.reader, self.device, self.tiles)
+        return open_stream(
+            self.config,
+            self.reader,
+            self.device,
+            self.tiles,
+            dtype=self.dtype,
+            transfers=self.transfers,
+            stored_bytes=self.stored_bytes,
+        )
 
     def stream(self, config: ModelConfig, source: WeightSource) -> ModelStream:
-        """A model on the job's device, in pieces that fit."""
-        return open_stream(config, source, self.device, self.tiles, like=self.dense)
+        """A model on the job's device, in pieces that fit and in the job's precision."""
+        return open_stream(
+            config,
+            source,
+            self.device,
+            self.tiles,
+            like=self.dense,
+            dtype=self.dtype,
+            transfers=self.transfers,
+            stored_bytes=self.stored_bytes,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the operands of matrix products in layers."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    @property
+    def environment(self) -> Environment:
+        """What rounds in this process."""
+        return environment_of(self.device, self.precision, self.solve_dtype)
 
     @property
     def tiles(self) -> Tiles:
@@ -109,7 +154,7 @@ class Job:
     @cached_property
     def room(self) -> Room:
         """Where matrices that are solved lie."""
-        scratch = ScratchMatrices(self.scratch, self.device)
+        scratch = ScratchMatrices(self.scratch, self.device, self.transfers)
         return Room(self.device, self.panels, scratch, self.safe_point)
 
     @cached_property
@@ -236,6 +281,23 @@ class Job:
             experts=self.removes_experts,
             chunks=self.chunks,
         )
+
+    @cached_property
+    def predicted_seconds(self) -> dict[str, float]:
+        """What each unit will take on this device, by name: see `plan.unit_seconds`."""
+        return unit_seconds(
+            self.graph,
+            self.spec,
+            self.config,
+            self.panels,
+            self.rates,
+            StoredModel.of(self.index),
+        )
+
+    @cached_property
+    def stored_bytes(self) -> int:
+        """Of a weight in the model's files, as most are stored."""
+        return DTYPE_BYTES[matrices_dtype(ModelFacts(self.index, self.config))]
 
     def stored_dtype(self, name: str) -> str:
         """Safetensors dtype of a tensor, the same before and after pruning."""

@@ -44,7 +44,9 @@ class LayerRepair:
     """
 
     def __init__(self, job: Job, pruned: ModelStream, layer: int) -> None:
-        self._job, self._pruned, self._layer = job, pruned, layer
+        # In float32: what experts lack is a small difference of what they put out.
+        self._dense, self._pruned = job.dense.in_float32, pruned.in_float32
+        self._job, self._layer = job, layer
         self._first_held_out = job.split.train
 
     def plainly(self, dense: Rows, pruned: Rows, out: Rows) -> None:
@@ -55,7 +57,7 @@ class LayerRepair:
             pruned: The pruned model's.
             out: Filled with both outputs, (2 x samples x length x d).
         """
-        self._pass(self._job.dense, self._weights(self._job.dense), dense, out[0])
+        self._pass(self._dense, self._weights(self._dense), dense, out[0])
         self._pass(self._pruned, self._weights(self._pruned), pruned, out[1])
 
     def repaired(
@@ -89,7 +91,7 @@ class LayerRepair:
     def _fitted(self, dense: Rows, pruned: Rows, out: Rows) -> dict[str, Tensor]:
         """Changed tensors by role, float32, rounded as they will be stored; fills `out`."""
         weights = self._weights(self._pruned)
-        wanted = self._observed(self._job.dense, self._weights(self._job.dense), dense, out[0])
+        wanted = self._observed(self._dense, self._weights(self._dense), dense, out[0])
         seen = self._observed(self._pruned, weights, pruned, out[1])
         seen.residual[:] = wanted.residual - seen.residual
         modules = _modules(self._pruned)
@@ -123,7 +125,7 @@ class LayerRepair:
         added = (new - old) if down.transposed else (new - old).T
         for rows in self._chunks(len(tokens)):
             inputs, _ = self._given(down, expert, seen, tokens[rows], place[rows])
-            seen.residual[tokens[rows]] -= (inputs @ added).cpu().numpy()
+            seen.residual[tokens[rows]] -= self._pruned.to_host(inputs @ added)
         return new
 
     def _given(
@@ -153,10 +155,10 @@ class LayerRepair:
             if kept is None:
                 kept = self._new(count, length, tokens.shape[-1], chosen.shape[-1])
             rows = slice(at, at + len(tokens))
-            kept.tokens[rows] = tokens.cpu().numpy()
-            kept.chosen[rows] = chosen.cpu().numpy()
-            kept.gates[rows] = gates.float().cpu().numpy()
-            kept.residual[rows] = result.reshape(len(tokens), -1).cpu().numpy()
+            kept.tokens[rows] = self._pruned.to_host(tokens)
+            kept.chosen[rows] = self._pruned.to_host(chosen)
+            kept.gates[rows] = self._pruned.to_host(gates.float())
+            kept.residual[rows] = self._pruned.to_host(result.reshape(len(tokens), -1))
             at = rows.stop
 
         with _modules(stream).observing(self._layer, seen):
@@ -179,7 +181,7 @@ class LayerRepair:
         sequences, length = hidden.shape[:2]
         for rows in micro_batches(sequences, length, self._job.tiles.micro_batch_tokens):
             output = stream.run_layer(self._layer, weights, hidden[rows]).hidden
-            out[rows] = output.cpu().numpy()
+            out[rows] = self._pruned.to_host(output)
             self._job.safe_point()
 
     def _chunks(self, count: int) -> list[slice]:

@@ -46,7 +46,7 @@ class LayerStates:
 
     def given_matrices(self, layer: int) -> dict[str, Tensor]:
         """The same before distillation."""
-        given = self._given.whole_layer(layer)
+        given = self._given.in_float32.whole_layer(layer)
         return {role: given[role] for role in distilled_roles(self._given.config, layer)}
 
     def load(self, layer: int) -> dict[str, Trained]:
@@ -68,6 +68,7 @@ class LayerStates:
             for role, state in states.items()
             for part in _PARTS
         }
+        self._job.transfers.count(to_host=sum(tensor.nbytes for tensor in tensors.values()))
         save_bundle(new, tensors)
         new.replace(file)
         self._updated.add(layer)
@@ -94,4 +95,6 @@ class LayerStates:
 
     def _read(self, file: Path, role: str, part: str) -> Tensor:
         # A copy, since updates are made in place and a mapped file must not change.
-        return load_from_bundle(file, f"{role}.{part}", self._job.device)
+        tensor = load_from_bundle(file, f"{role}.{part}", self._job.device)
+        self._job.transfers.count(to_device=tensor.nbytes)
+        return tensor

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,23 +13,18 @@ from strucprune_core.models.experts import experts_of, without_experts
 from strucprune_core.models.forward import run_batches
 from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.pruned_weights import PrunedSource, prune_layer
-from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.streaming import Hidden, ModelStream
 from strucprune_core.models.structures import SiteKind, shrink
 from strucprune_core.models.vocabulary import kl_divergences
+from strucprune_core.plan.memory.device import probe_runs
+from strucprune_core.plan.sites import probe_shape
 from strucprune_core.run.artifacts import Capture, File, OfKind, Route
 from strucprune_core.run.context import Job
 from strucprune_core.run.measured_site import Solved
 
 Rows = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """The probe windows on their way through a model whose `layer` is other in sites of a kind."""
-
-    layer: int
-    kind: SiteKind
-    hidden: Rows
+Place = Callable[[SiteKind], Hidden]
+"""Where the output of the layer that is other goes, (sequences x tokens x d): a new variant."""
 
 
 def variant_divergences(
@@ -54,13 +49,13 @@ def variant_divergences(
         Mean KL divergence per token, in nats, of each variant.
     """
 
-    def changed(layer: int, weights: LayerWeights) -> Iterator[tuple[SiteKind, Rows]]:
+    def change(layer: int, weights: LayerWeights, place: Place) -> None:
         start = entering(layer)
         for kind in dict.fromkeys(site.kind for site in job.sites(layer)):
-            yield kind, run_layer(job, layer, weights, other(layer, kind), start)
+            run_layer(job, layer, weights, other(layer, kind), start, place(kind))
 
     last = Capture(job.config.layers - 1).hidden
-    return _divergences(job, group, last, given, changed)
+    return _divergences(job, group, last, given, change)
 
 
 def expert_divergences(
@@ -75,7 +70,7 @@ def expert_divergences(
     """
     config = job.config
 
-    def changed(layer: int, weights: LayerWeights) -> Iterator[tuple[SiteKind, Rows]]:
+    def change(layer: int, weights: LayerWeights, place: Place) -> None:
         if experts_of(config, layer) is None:
             return
         stay = [
@@ -87,9 +82,9 @@ def expert_divergences(
             without_experts(config, stay, equally=False), ExpertSource(job.reader, config, stay)
         )
         start = np.asarray(job.units.array(Route(layer).probe_input))
-        yield "ffn", pass_layer(job, pruned, layer, pruned.layer(layer), start)
+        pass_layer(job, pruned, layer, pruned.layer(layer), start, place("ffn"))
 
-    return _divergences(job, group, Route(config.layers - 1).hidden, lambda _: [], changed)
+    return _divergences(job, group, Route(config.layers - 1).hidden, lambda _: [], change)
 
 
 def _divergences(
@@ -97,34 +92,53 @@ def _divergences(
     group: range,
     last: File,
     given: Callable[[int], Solved],
-    changed: Callable[[int, LayerWeights], Iterable[tuple[SiteKind, Rows]]],
+    change: Callable[[int, LayerWeights, Place], None],
 ) -> list[OfKind]:
-    """Pass all variants through the model; `changed` gives a layer's variants after that layer."""
-    runs: list[_Run] = []
-    for layer in range(group.start, job.config.layers):
-        weights = job.dense.layer(layer)
-        solved = given(layer)
-        runs = _through(job, layer, weights, solved, runs)
+    """Pass all variants through the model; `change` adds those that are other in a layer."""
+    sequences, length = probe_shape(job.spec.calibration)
+    most = probe_runs(job.spec, job.config) * sequences
+    states = job.dense.states((most, length, job.config.hidden_size), job.scratch)
+    runs: list[tuple[int, SiteKind]] = []
+
+    def place(layer: int, kind: SiteKind) -> Hidden:
+        runs.append((layer, kind))
+        return _of_run(states, len(runs) - 1, sequences)
+
+    for layer, weights in job.dense.layers(range(group.start, job.config.layers)):
+        if runs:  # A layer that is the same for all: they pass it together.
+            together = states[: len(runs) * sequences]
+            run_layer(job, layer, weights, given(layer), together, together)
         if layer in group:
-            runs += [_Run(layer, kind, hidden) for kind, hidden in changed(layer, weights)]
+            change(layer, weights, partial(place, layer))
+        del weights
         job.tick(layer - group.start, job.config.layers - group.start)
-    divergences = divergences_from_dense(job, last, [run.hidden for run in runs])
-    return [OfKind(run.layer, run.kind, kl) for run, kl in zip(runs, divergences, strict=True)]
+    each = [_of_run(states, number, sequences) for number in range(len(runs))]
+    divergences = divergences_from_dense(job, last, each)
+    return [OfKind(*run, kl) for run, kl in zip(runs, divergences, strict=True)]
 
 
-def _through(
-    job: Job, layer: int, weights: LayerWeights, solved: Solved, runs: list[_Run]
-) -> list[_Run]:
-    """All runs after a layer that is the same for all: they pass it together."""
-    if not runs:
-        return []
-    hidden = run_layer(job, layer, weights, solved, np.concatenate([run.hidden for run in runs]))
-    parts = np.split(hidden, len(runs))
-    return [replace(run, hidden=part) for run, part in zip(runs, parts, strict=True)]
+def _of_run(states: Hidden, number: int, sequences: int) -> Hidden:
+    return states[number * sequences : (number + 1) * sequences]
 
 
-def run_layer(job: Job, layer: int, weights: LayerWeights, solved: Solved, hidden: Rows) -> Rows:
-    """A layer, of which some sites are pruned, on (sequences x tokens x d)."""
+def run_layer(
+    job: Job,
+    layer: int,
+    weights: LayerWeights,
+    solved: Solved,
+    hidden: Hidden,
+    output: Hidden,
+) -> None:
+    """Fill in the output of a layer, of which some sites are pruned.
+
+    Args:
+        job: The job.
+        layer: Which layer.
+        weights: Its dense tensors.
+        solved: The sites that are pruned.
+        hidden: Its input, (sequences x tokens x d).
+        output: Filled in; it may be the input.
+    """
     widths = {site.name: len(solution.kept) for site, solution in solved}
     block = shrink(job.config.blocks[layer], widths, job.spec.pruning.structures)
     blocks = list(job.config.blocks)
@@ -136,23 +150,26 @@ def run_layer(job: Job, layer: int, weights: LayerWeights, solved: Solved, hidde
     stream = job.stream(config, source)
     resident = job.tiles.whole_layers
     pruned = prune_layer(weights, solved) if resident else stream.layer(layer)
-    return pass_layer(job, stream, layer, pruned, hidden)
+    pass_layer(job, stream, layer, pruned, hidden, output)
 
 
 def pass_layer(
-    job: Job, stream: ModelStream, layer: int, weights: LayerWeights, hidden: Rows
-) -> Rows:
-    """The output of a layer of a model, (sequences x tokens x d)."""
-    output = np.empty_like(hidden)
+    job: Job,
+    stream: ModelStream,
+    layer: int,
+    weights: LayerWeights,
+    hidden: Hidden,
+    output: Hidden,
+) -> None:
+    """Fill in the output of a layer of a model, (sequences x tokens x d); it may be the input."""
     batches = run_batches(stream, layer, weights, hidden, job.scratch, job.safe_point)
     for rows, trace in batches:
-        output[rows] = trace.hidden.cpu().numpy()
+        stream.put(output, rows, trace.hidden)
         del trace  # Not beside the next micro-batch's.
         job.safe_point()
-    return output
 
 
-def divergences_from_dense(job: Job, last: File, others: list[Rows]) -> list[float]:
+def divergences_from_dense(job: Job, last: File, others: Sequence[Hidden]) -> list[float]:
     """Mean KL(dense || other) per token of other models.
 
     Args:

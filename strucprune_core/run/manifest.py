@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from strucprune_core.method.linalg.transfers import NOTHING, Transferred
+
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
@@ -26,6 +28,7 @@ class Manifest:
         seconds: Time it took.
         host_peak_bytes: Peak of the process's anonymous memory while it ran.
         device_peak_bytes: Peak of device allocations, None where the device is not measured.
+        transferred: Bytes that crossed between host and device, or were read of the model.
     """
 
     unit: str
@@ -34,6 +37,7 @@ class Manifest:
     seconds: float
     host_peak_bytes: int
     device_peak_bytes: int | None
+    transferred: Transferred = NOTHING
 
     def body(self) -> dict[str, Any]:
         """What is stored as JSON."""
@@ -47,10 +51,12 @@ class Manifest:
             "seconds": self.seconds,
             "host_peak_bytes": self.host_peak_bytes,
             "device_peak_bytes": self.device_peak_bytes,
+            "transferred": self.transferred._asdict(),
         }
 
     @classmethod
     def from_body(cls, body: dict[str, Any]) -> Manifest:
         """What `body` gave."""
         files = {name: StoredFile(**entry) for name, entry in body["files"].items()}
-        return cls(**{**body, "files": files})
+        transferred = Transferred(**body.get("transferred", {}))
+        return cls(**{**body, "files": files, "transferred": transferred})

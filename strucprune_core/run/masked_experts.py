@@ -33,7 +33,7 @@ def masked_layer(
     with masked(job.config, modules, layer, weights, kept) as tensors:
         batches = run_batches(job.dense, layer, tensors, hidden, job.scratch, job.safe_point)
         for rows, trace in batches:
-            output[rows] = trace.hidden.cpu().numpy()
+            job.dense.put(output, rows, trace.hidden)
             del trace  # Not beside the next micro-batch's.
             job.safe_point()
     return output

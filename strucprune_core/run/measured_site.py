@@ -100,6 +100,12 @@ class MeasuredSite:
         return Repair(SiteSolution(kept, weight.tensor), *used)
 
 
+def count_solved(job: Job, solved: Solved) -> None:
+    """Count weights that leave the device; those whose rows fit no panel are in scratch."""
+    weights = [each.weight for _, each in solved if job.panels.fits(each.weight.shape[1])]
+    job.transfers.count(to_host=sum(weight.nbytes for weight in weights))
+
+
 def matrix_of(
     job: Job, source: WeightSource, name: str, shape: tuple[int, ...], *, turned: bool
 ) -> Matrix:
@@ -116,14 +122,15 @@ def matrix_of(
     rows, columns = (stored_columns, stored_rows) if turned else (stored_rows, stored_columns)
     if job.panels.fits(columns):
         stored = source.tensor(name, device=job.device, dtype=torch.float32)
+        job.transfers.count(to_device=stored.numel() * job.stored_bytes)
         return DeviceMatrix(stored.T if turned else stored)
     matrix = job.room.matrix(rows, columns, torch.float32)
     for span in spans(stored_rows, job.panels.panel):
         part = source.rows(name, span.start, span.stop, dtype=torch.float32)
         if turned:
-            matrix.write(slice(0, rows), span, part.T)
+            matrix.tensor[:, span] = part.T
         else:
-            matrix.write(span, slice(0, columns), part)
+            matrix.tensor[span] = part
         job.safe_point()
     return matrix
 

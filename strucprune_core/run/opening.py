@@ -9,13 +9,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from strucprune_core.calibration.own_tokenizer import with_tokenizer
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import naming_field
+from strucprune_core.evaluation.device_rates import measured_rates
 from strucprune_core.export.checks import check_installed, check_vocabulary
+from strucprune_core.method.linalg.transfers import Transfers
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.devices import choose_device, computing_on, settle_vector_math
+from strucprune_core.models.devices import (
+    choose_device,
+    computing_on,
+    matrix_products_in,
+    settle_vector_math,
+)
 from strucprune_core.models.own_head import with_own_head
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import texts_behind
@@ -27,9 +36,12 @@ from strucprune_core.plan.inspection import (
 from strucprune_core.plan.memory.forward import layer_bytes
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.pins import pinned_spec
+from strucprune_core.plan.precision import precision_of
+from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.plan.search import labels
 from strucprune_core.plan.sizes import own_units
 from strucprune_core.run.context import Job
+from strucprune_core.run.device_memory import free_bytes, with_device_memory
 from strucprune_core.run.finished_units import UnitsOfSize
 from strucprune_core.run.following import Following
 from strucprune_core.run.memory_meter import MemoryMeter
@@ -40,12 +52,12 @@ from strucprune_core.run.sizes import Sizes
 from strucprune_core.run.workspace import Workspace
 from strucprune_core.spec import GGUF_EXPORTS, JobSpec
 from strucprune_core.storage.digests import sha256_of_bytes
-from strucprune_core.storage.read_ahead import ReadAheadStore
+from strucprune_core.storage.read_ahead import CACHE_BYTES, ReadAheadStore
 from strucprune_core.storage.store import Store, Tick
 
-# Disk for weights that were read from another machine: some layers, so that one that passes in
+# Layers that the cache of weights from another machine holds at least, so that one that passes in
 # panels is read from there once.
-CACHE_BYTES, CACHE_LAYERS = 512 * 2**20, 2
+CACHE_LAYERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,8 @@ class Order:
         scratch: Local directory for temporary files.
         open_store: Opens the stores that the spec names.
         task_downloads: Whether data of tasks may come from a hub.
+        takes_free_memory: Whether a job on a GPU that names no limit is limited to what is free.
+        rates: Of the device, by which times are predicted; None: they are measured first.
     """
 
     spec: JobSpec
@@ -65,6 +79,8 @@ class Order:
     scratch: Path
     open_store: Callable[[str], Store]
     task_downloads: bool = True
+    takes_free_memory: bool = True
+    rates: DeviceRates | None = None
 
 
 @contextmanager
@@ -93,21 +109,27 @@ def opened(
         task_downloads=order.task_downloads,
     )
     spec, facts = job_facts.spec, job_facts.model
+    device = choose_device(spec.runtime.device)
+    if order.takes_free_memory:
+        spec = with_device_memory(spec, order.workspace, partial(free_bytes, device))
     order = replace(order, spec=spec)
     check_installed(spec.pruning.exports)
     workspace = _workspace(order, facts.index, texts, meter, on_upload)
     following = Following(workspace, reservations, meter.safe_point)
     facts = _with_tokenizer(facts, spec)
-    device = choose_device(spec.runtime.device)
+    precision = precision_of(spec, facts, "cuda" if device.type == "cuda" else "cpu")
     settle_vector_math()
+    rates = order.rates or measured_rates(device, torch.get_num_threads())
     with (
         computing_on(device),
         _read_ahead(facts.index, facts.config, order.scratch) as weights,
         MemoryMeter(device, spec.runtime.device_memory_bytes).running() as memory,
+        matrix_products_in(precision),
     ):
         with naming_field("model.uri"):
             config = with_own_head(facts.config, weights, meter.safe_point)
-        reader = TensorReader(weights)
+        transfers = Transfers()
+        reader = TensorReader(weights, lambda size: transfers.count(read=size))
 
         def of_size(size: str, alone: JobSpec) -> Job:
             job = Job(
@@ -126,7 +148,10 @@ def opened(
                 safe_point=meter.safe_point,
                 plan=plan_job(alone, config),
                 following=following,
+                rates=rates,
                 task_downloads=order.task_downloads,
+                transfers=transfers,
+                precision=precision,
             )
             if not size:
                 return job

@@ -13,7 +13,6 @@ from strucprune_core.plan.inspection import check_output_usable
 from strucprune_core.report.document import MANIFEST, REPORT_HTML, REPORT_JSON
 from strucprune_core.report.html import render_html
 from strucprune_core.report.sizes import AnyReport, read_report
-from strucprune_core.run.environment import environment_of
 from strucprune_core.run.publish import reserving_report, unfinished, withdraw
 from strucprune_core.run.sizes import Sizes
 from strucprune_core.run.workspace import LostFile
@@ -71,7 +70,7 @@ def _check_same_inputs(output: Store, report: bytes, job: Sizes) -> None:
 
 def _check_same_environment(output: Store, left: AnyReport, job: Sizes) -> None:
     """Refuse early what would be refused after all the work: another machine rounds otherwise."""
-    if left.environment != environment_of(job.first.device):
+    if left.environment != job.first.environment:
         raise _left_by_another(output)
 
 

@@ -1,7 +1,8 @@
 """Turns finished units into a fraction of the job and an estimate of the time left. No torch.
 
-Units are weighted by their floating-point operations, so the fraction moves at an even pace; the
-time left comes from the pace of the units that this process has run.
+Units are weighted by the seconds that they were predicted to take (`plan.unit_seconds`), so the
+fraction moves at an even pace. The time left is what was predicted of the rest, corrected by how
+the units that were done here compare with their prediction.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from strucprune_core.run.progress import Phase, Progress, ProgressSink, StopSign
 
 # The last hundredth of the fraction is publishing.
 UNITS_SHARE = 0.99
+# The prediction counts as much as having seen this share of the job: with less, the first units
+# would decide alone.
+TRUST_SHARE = 0.05
 # How often at most `alive` says so.
 ALIVE_SECONDS = 1.0
 
@@ -38,7 +42,7 @@ class ProgressMeter:
         self._moved_bytes = -1
 
     def plan(self, units: Sequence[Unit], todo: Sequence[Unit], costs: Mapping[str, float]) -> None:
-        """Set the whole graph, its pending part, and the cost of each unit by name.
+        """Set the whole graph, its pending part, and predicted seconds of each unit by name.
 
         May be called again when it turns out that more is to be done.
         """
@@ -154,11 +158,9 @@ class ProgressMeter:
         """Report all that was begun, without what is left to compute of it."""
         done = self._finished_cost + sum(self._costs[name] for name in self._begun) - left_cost
         fraction = UNITS_SHARE * min(1.0, done / self._total_cost)
-        worked = done - self._skipped_cost
-        eta = None
-        if worked > 0.02 * self._total_cost:  # Before that the pace is noise.
-            pace = (time.monotonic() - self._began) / worked
-            eta = pace * (self._total_cost - done)
+        trust = TRUST_SHARE * self._total_cost
+        spent, worked = time.monotonic() - self._began, done - self._skipped_cost
+        eta = (trust + spent) / (trust + worked) * (self._total_cost - done)
         done, total = self._phase_done[phase], self._phase_total[phase]
         unit = self._current.name if self._current is not None else None
         self._send(Progress(phase, done, total, fraction, eta, self._phases(), unit))

@@ -55,7 +55,7 @@ def _report(job: Sizes) -> SizesReport:
             result.model_copy(update={"best_of_its_size": best})
             for result, best in zip(results, front, strict=True)
         ],
-        phases=phase_times(job.graph, job.workspace),
+        phases=phase_times(job.graph, job.workspace, job.predicted_seconds),
         files=[],
         warnings=_warnings(reports, results),
     )

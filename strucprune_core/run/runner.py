@@ -26,6 +26,7 @@ from functools import partial
 from types import TracebackType
 
 from strucprune_core.errors import naming_field
+from strucprune_core.method.linalg.transfers import Transferred
 from strucprune_core.plan.graph import Unit, must_be_finished, pending, publication
 from strucprune_core.run import artifacts
 from strucprune_core.run.background import Background
@@ -98,6 +99,7 @@ class _Computed:
     seconds: float
     host_peak_bytes: int
     device_peak_bytes: int | None
+    transferred: Transferred
 
 
 def run_pending(run: Run) -> None:
@@ -161,7 +163,7 @@ class _Work:
         self._leads = leads
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._being_stored: _Computed | None = None
-        run.meter.plan(run.sizes.graph, todo, run.sizes.costs())
+        run.meter.plan(run.sizes.graph, todo, run.sizes.predicted_seconds)
 
     def do_one(self) -> bool:
         """Do a unit, or see that others did one. False if there is nothing to do now."""
@@ -343,6 +345,8 @@ def _compute(run: Run, unit: Unit) -> _Computed:
     return_free_memory()
     memory.take_host_peak()
     memory.take_device_peak()
+    transfers = sizes.first.transfers
+    transfers.take()
     with errors_of(unit), ExitStack() as scratch:
         draft = scratch.enter_context(sizes.workspace.draft())
         with memory.counting(), _handing_on(run, unit, draft):
@@ -355,7 +359,8 @@ def _compute(run: Run, unit: Unit) -> _Computed:
                 STEPS[unit.kind](job, plain, draft)
         seconds = round(time.monotonic() - began, 4)
         peaks = memory.take_host_peak(), memory.take_device_peak()
-        return _Computed(unit, draft, scratch.pop_all(), began_at, began, seconds, *peaks)
+        left = scratch.pop_all()
+        return _Computed(unit, draft, left, began_at, began, seconds, *peaks, transfers.take())
 
 
 @contextmanager
@@ -394,5 +399,6 @@ def _stored(workspace: Workspace, computed: _Computed) -> tuple[Stored, float]:
             seconds=computed.seconds,
             host_peak_bytes=computed.host_peak_bytes,
             device_peak_bytes=computed.device_peak_bytes,
+            transferred=computed.transferred,
         )
     return stored, time.monotonic() - computed.began

@@ -13,7 +13,6 @@ from functools import cached_property
 from strucprune_core.plan.graph import Unit, plain_name
 from strucprune_core.plan.search import number_of_search, searched
 from strucprune_core.plan.sizes import joined, named
-from strucprune_core.plan.unit_costs import unit_costs
 from strucprune_core.run.artifacts import Evaluate, File, Search, Tasks
 from strucprune_core.run.context import Job
 from strucprune_core.run.workspace import Workspace
@@ -83,14 +82,15 @@ class Sizes:
         shared = {("", unit.name): unit for unit in self.first.graph}
         return {**shared, **units}
 
-    def costs(self) -> dict[str, float]:
-        """Cost of each unit by name: see `plan.unit_costs`."""
-        costs = {unit.name: 0.0 for unit in self.graph}
+    @cached_property
+    def predicted_seconds(self) -> dict[str, float]:
+        """What each unit will take on this device, by name: see `plan.unit_seconds`."""
+        seconds = {unit.name: 0.0 for unit in self.graph}
         for size, job in self.jobs.items():
-            of_size = unit_costs(job.graph, job.spec, job.config, job.panels)
-            costs |= {named(name, size): cost for name, cost in of_size.items()}
-            costs = {**of_size, **costs}
-        return costs
+            of_size = job.predicted_seconds
+            seconds |= {named(name, size): each for name, each in of_size.items()}
+            seconds = {**of_size, **seconds}
+        return seconds
 
     def document(self, name: str) -> File:
         """A document on the whole job: report.json, report.html or README.md."""

@@ -7,6 +7,7 @@ it. Buffers that a kernel takes and returns within one operation are not seen.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -20,7 +21,9 @@ from strucprune_core.errors import OutOfMemory
 
 
 class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensors created in its context, in this thread, while they live.
+    """Counts the bytes of tensors created in its context while they live.
+
+    Each thread that is to count enters it itself.
 
     A tensor that wraps memory of others (a memory-mapped file, a NumPy array) counts nothing, nor
     does a view of it, nor a tensor on the meta device.
@@ -33,12 +36,15 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._limit = limit_bytes
         self._live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        # A storage may be freed, and so forgotten, while its thread counts another one.
+        self._lock = threading.RLock()
         self.live_bytes = 0
         self._peak = 0
 
     def take_peak(self) -> int:
         """The most bytes that lived at once since the last call."""
-        peak, self._peak = self._peak, self.live_bytes
+        with self._lock:
+            peak, self._peak = self._peak, self.live_bytes
         return peak
 
     def __torch_dispatch__(
@@ -67,16 +73,18 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = id(storage), storage.nbytes()
-        if key in self._live:
-            return
-        self._live[key] = weakref.ref(storage, self._forget(key, size))
-        self.live_bytes += size
-        self._peak = max(self._peak, self.live_bytes)
+        with self._lock:
+            if key in self._live:
+                return
+            self._live[key] = weakref.ref(storage, self._forget(key, size))
+            self.live_bytes += size
+            self._peak = max(self._peak, self.live_bytes)
 
     def _forget(self, key: int, size: int) -> Callable[[Any], None]:
         def forget(_: Any) -> None:
-            del self._live[key]
-            self.live_bytes -= size
+            with self._lock:
+                del self._live[key]
+                self.live_bytes -= size
 
         return forget
 

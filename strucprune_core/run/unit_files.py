@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from strucprune_core.checkpoint.bundle import load_from_bundle, map_from_bundle
 from strucprune_core.method.linalg.matrices import DeviceMatrix, Matrix
 from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.method.linalg.transfers import Transfers
 from strucprune_core.plan.sizes import named
 from strucprune_core.run.artifacts import File, ValuedArtifacts
 from strucprune_core.run.finished_units import FinishedUnits
@@ -30,12 +31,20 @@ class UnitFiles:
         workspace: The finished units.
         device: Where tensors visit.
         panels: The pieces in which matrices are solved.
+        transfers: Counts what crosses between host and device.
     """
 
-    def __init__(self, workspace: FinishedUnits, device: torch.device, panels: Panels) -> None:
+    def __init__(
+        self,
+        workspace: FinishedUnits,
+        device: torch.device,
+        panels: Panels,
+        transfers: Transfers,
+    ) -> None:
         self._workspace = workspace
         self._device = device
         self._panels = panels
+        self._transfers = transfers
         self._values: dict[str, tuple[Mapping[str, Any], Any]] = {}
 
     def path(self, file: File) -> Path:
@@ -49,14 +58,16 @@ class UnitFiles:
 
     def tensor(self, file: File, name: str) -> torch.Tensor:
         """One tensor of a safetensors file, on the device."""
-        return load_from_bundle(self.path(file), name, self._device)
+        tensor = load_from_bundle(self.path(file), name, self._device)
+        self._transfers.count(to_device=tensor.nbytes)
+        return tensor
 
     def matrix(self, file: File, name: str) -> Matrix:
         """The same, (rows x columns) float32: on the device if it fits, else mapped to memory."""
         mapped = map_from_bundle(self.path(file), name)
         if self._panels.fits(mapped.shape[1]):
             return DeviceMatrix(self.tensor(file, name))
-        return HostMatrix(mapped, self._device)
+        return HostMatrix(mapped, self._device, self._transfers)
 
     def values(self, unit: ValuedArtifacts[V], size: str = "") -> V:
         """Small results of a unit.

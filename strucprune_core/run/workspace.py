@@ -36,6 +36,7 @@ from strucprune_core.errors import (
     StorageUnavailable,
     WorkspaceMismatch,
 )
+from strucprune_core.method.linalg.transfers import NOTHING, Transferred
 from strucprune_core.run.manifest import Manifest, StoredFile
 from strucprune_core.scratch.directories import scratch_errors
 from strucprune_core.storage.digests import sha256_of, sha256_of_bytes
@@ -338,6 +339,7 @@ class Workspace:
         seconds: float,
         host_peak_bytes: int,
         device_peak_bytes: int | None,
+        transferred: Transferred = NOTHING,
     ) -> Stored:
         """Store a unit's files and then its manifest. For any thread; see `adopt`.
 
@@ -364,7 +366,9 @@ class Workspace:
                 with contextlib.suppress(StorageError):
                     self._store.delete(entry.key)
             raise
-        manifest = Manifest(unit, files, draft.values, seconds, host_peak_bytes, device_peak_bytes)
+        manifest = Manifest(
+            unit, files, draft.values, seconds, host_peak_bytes, device_peak_bytes, transferred
+        )
         key = _manifest_key(unit)
         if not self._store.put_if_absent(key, self._sealed(manifest)):
             winner = self._stored_manifest(unit)

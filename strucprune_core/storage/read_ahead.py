@@ -27,6 +27,9 @@ AHEAD_BLOCKS = 6
 
 THREADS = 3
 
+CACHE_BYTES = 512 * 2**20
+"""Disk for what was read, of a model's weights: all of a small model, some layers of another."""
+
 Block = tuple[str, int]
 
 

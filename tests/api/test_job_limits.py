@@ -174,3 +174,29 @@ def test_a_deadline_that_no_job_may_ask_for_is_no_limit_to_set() -> None:
     for kind in (RuntimeSpec, TenantLimits):
         with pytest.raises(ValidationError):
             kind(deadline_seconds=MAX_DEADLINE_SECONDS + 1)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "recorded"),
+    [
+        ({"device": "cuda"}, 3 * 2**30),
+        ({"device": "cuda", "device_memory_bytes": 2**30}, 2**30),
+        ({"device": "auto"}, None),
+        ({"device": "cpu"}, None),
+    ],
+)
+def test_a_job_for_a_gpu_has_a_limit_of_device_memory(
+    settings: Settings,
+    keys: dict[str, str],
+    body: dict[str, Any],
+    runtime: dict[str, Any],
+    recorded: int | None,
+) -> None:
+    """It becomes part of the job when it is submitted, so that all workers use the same pieces."""
+    body["runtime"] = runtime
+    usual = settings.model_copy(update={"gpu_memory_bytes": 3 * 2**30})
+    with limited(usual, keys) as client:
+        job = client.post(JOBS, json=body).json()
+        assert job["spec"]["runtime"]["device_memory_bytes"] == recorded
+        told = client.get("/v1/capabilities").json()
+    assert told["limits"]["gpu_memory_bytes"] == 3 * 2**30

@@ -13,11 +13,12 @@ from api.app import create_app
 from api.inspection.inspectors import Inspectors
 from api.jobs.ledger import WORKER_SECONDS, Ledger
 from api.jobs.limits import RunningLimits, TenantLimits
-from api.jobs.record import QueuePlace
+from api.jobs.record import Priority, QueuePlace
 from api.services import Services
 from api.settings import Settings
 from tests.support.claims import claim_job
 from tests.support.clock import advance
+from tests.support.rates import RATES
 from tests.support.records import ERROR, new_job
 from tests.support.routes import JOBS, elsewhere, submit
 
@@ -25,9 +26,9 @@ ANY = RunningLimits()
 
 
 def place(ledger: Ledger, job_id: str, limits: RunningLimits = ANY) -> QueuePlace:
-    found = ledger.queue_place(job_id, limits)
+    found = ledger.outlook(job_id, "", "normal", limits)
     assert found is not None
-    return found
+    return found.place
 
 
 def enter(ledger: Ledger, *names: str, **changes: Any) -> None:
@@ -64,15 +65,31 @@ def test_places_are_those_of_the_claims_that_follow(
         assert places[job_id].waits_for == "limit"
 
 
+@pytest.mark.parametrize("busy", [(), ("a",), ("a", "a", "b"), ("c", "c")])
+@pytest.mark.parametrize("tenant", ["a", "c", "d"])
+@pytest.mark.parametrize("priority", ["high", "normal", "low"])
+def test_the_place_of_a_job_to_come_is_the_one_that_it_then_has(
+    ledger: Ledger, busy: tuple[str, ...], tenant: str, priority: Priority
+) -> None:
+    for number, name in enumerate(busy):
+        enter(ledger, f"{name}-busy{number}")
+        claim_job(ledger, f"{name}-busy{number}", "w", 60)
+    enter(ledger, "a1", "a2", "b1", "a3", "c1")
+    before = ledger.outlook("", tenant, priority, ANY)
+    assert before is not None
+    enter(ledger, f"{tenant}-new", priority=priority)
+    assert before.place == place(ledger, f"{tenant}-new")
+
+
 def test_a_job_that_rests_has_no_place(ledger: Ledger) -> None:
     enter(ledger, "a1")
     claim: Any = claim_job(ledger, "a1", "w", 60)
-    assert ledger.queue_place("a1", ANY) is None  # it runs
+    assert ledger.outlook("a1", "", "normal", ANY) is None  # it runs
     ledger.retry_later("a1", claim.fence, ERROR)
     assert place(ledger, "a1") == QueuePlace("rest", 0)
     ledger.end_rests(0.0, 10)
     assert place(ledger, "a1") == QueuePlace("turn", 0, 0)
-    assert ledger.queue_place("a-unknown", ANY) is None
+    assert ledger.outlook("a-unknown", "", "normal", ANY) is None
 
 
 def test_workers_are_those_that_have_spoken_lately(ledger: Ledger) -> None:
@@ -101,11 +118,89 @@ def test_a_waiting_job_shows_its_place(
     services.ledger.note_worker("one:1", {"host": "one"})
     jobs = [submit(client, elsewhere(body)) for _ in range(2)]
     here = jobs[1]["links"]["self"]
-    assert client.get(here).json()["queue"] == {"position": 2, "waits_for": "turn", "workers": 1}
+    assert client.get(here).json()["queue"] == {
+        "position": 2,
+        "waits_for": "turn",
+        "workers": 1,
+        "starts_in": None,  # Nothing is known of how long the job before it takes.
+    }
     claim_job(services.ledger, jobs[0]["id"], "w", 60)
     assert client.get(here).json()["queue"]["position"] == 1
     assert client.get(jobs[0]["links"]["self"]).json()["queue"] is None
     assert client.get(JOBS).json()["data"][0]["queue"] is None
+
+
+def introduce(services: Services, *names: str, pool: str = "small") -> None:
+    for name in names:
+        about = {"host": name, "pool": pool, "rates": RATES.model_dump_json()}
+        services.ledger.note_worker(f"{name}:1", about)
+
+
+def test_a_job_has_times_before_it_is_submitted(
+    client: TestClient, services: Services, body: dict[str, Any]
+) -> None:
+    introduce(services, "one", "two")
+    gpu = RATES.model_copy(update={"device": "a GPU", "kind": "cuda"})
+    services.ledger.note_worker("three:1", {"pool": "gpus", "rates": gpu.model_dump_json()})
+    found = client.post(f"{JOBS}/validate", json=body).json()
+    small, gpus = found["times"]
+    assert (small["worker_class"], small["workers"], small["device"]) == ("small", 2, "a processor")
+    assert gpus["worker_class"] == "gpus"
+    assert 0 < small["least_seconds"] < small["seconds"] < small["most_seconds"]
+    assert sum(small["phases"].values()) == pytest.approx(small["seconds"], abs=1)
+    assert small["cost"] is None
+    # All workers are free.
+    assert found["starts_in"]["least_seconds"] == 0
+    assert found["starts_in"]["most_seconds"] < 10
+
+    only = {**body, "runtime": {"device": "cpu"}}
+    (alone,) = client.post(f"{JOBS}/validate", json=only).json()["times"]
+    assert alone["worker_class"] == "small"
+    wrong = {**body, "runtime": {"device": "cuda:1"}}
+    refused = client.post(f"{JOBS}/validate", json=wrong).json()
+    assert (refused["times"], refused["starts_in"]) == ([], None)
+
+
+def test_a_job_keeps_its_times_and_others_wait_for_it(
+    client: TestClient, services: Services, body: dict[str, Any], keys: dict[str, str]
+) -> None:
+    introduce(services, "one")
+    first, second = [submit(client, elsewhere(body)) for _ in range(2)]
+    least, most = (first["predicted"]["small"][f"{each}_seconds"] for each in ("least", "most"))
+    assert 0 < least < most
+    starts = client.get(second["links"]["self"]).json()["queue"]["starts_in"]
+    assert starts["least_seconds"] == pytest.approx(least, abs=0.1)
+    assert starts["most_seconds"] == pytest.approx(most, abs=5)
+    # Another tenant's job comes after the first: turns are taken. It learns times alone.
+    rival = {"Authorization": f"Bearer {keys['rival']}"}
+    answer = client.post(f"{JOBS}/validate", json=elsewhere(body), headers=rival)
+    assert answer.json()["starts_in"]["least_seconds"] == pytest.approx(least, abs=0.1)
+    assert first["id"] not in answer.text
+    # What is in the journal is what a rebuild restores.
+    entry = services.journal.read_spec(first["id"])
+    assert entry is not None
+    assert entry.as_new_job(first["id"]).predicted["small"].least_seconds == least
+
+
+def test_times_have_a_price_where_the_operator_names_one(
+    settings: Settings,
+    keys: dict[str, str],
+    body: dict[str, Any],
+    inspectors: Inspectors,
+    services: Services,
+) -> None:
+    priced = settings.model_copy(update={"worker_prices": {"small": 36.0}, "currency": "EUR"})
+    introduce(services, "one")
+    introduce(services, "two", pool="free")
+    headers = {"Authorization": f"Bearer {keys['acme']}"}
+    with TestClient(create_app(priced, inspectors), headers=headers) as client:
+        times = client.post(f"{JOBS}/validate", json=body).json()["times"]
+    by_class = {each["worker_class"]: each for each in times}
+    small = by_class["small"]
+    assert small["cost"]["currency"] == "EUR"
+    assert small["cost"]["least"] == pytest.approx(small["least_seconds"] / 100, abs=1e-4)
+    assert small["cost"]["most"] == pytest.approx(small["most_seconds"] / 100, abs=1e-4)
+    assert by_class["free"]["cost"] is None
 
 
 def test_operators_see_the_workers(
@@ -118,7 +213,8 @@ def test_operators_see_the_workers(
     headers = {"Authorization": f"Bearer {keys['operator']}"}
     (worker,) = client.get("/v1/workers", headers=headers).json()["data"]
     assert worker.pop("last_heartbeat_at") >= worker.pop("started_at")
-    assert worker == {"name": "one:1", **about, "threads": 4, **at_hand}
+    measured = {"rates": None, "read_bytes_per_second": None}
+    assert worker == {"name": "one:1", **about, "threads": 4, **at_hand, **measured}
 
 
 @pytest.fixture

@@ -293,6 +293,7 @@ def test_the_programs_start_with_their_environment(
             assert settings.allowed_prefixes["acme"][0] == "s3://acme-models/"
             assert settings.hub_repositories["acme"] == ("meta-llama/*", "datasets/acme/*")
             assert settings.retention_days == 90
+            assert settings.gpu_memory_bytes == 72 * 2**30
             assert settings.webhook_hosts == ("hooks.example.com",)
             assert set(settings.webhook_secrets) == {"acme"}
         if values == "production":

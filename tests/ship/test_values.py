@@ -58,6 +58,7 @@ def nested(path: str, value: Any) -> dict[str, Any]:
         ("limits", {"open jobs": 3}, ["open jobs"]),
         ("tenantLimits", {"acme": 3}, ["/tenantLimits/acme", "object"]),
         ("retentionDays", 0, ["/retentionDays", "xclusive"]),
+        ("gpuMemory", "20 GB", ["/gpuMemory"]),
         ("webhooks.hosts", "hooks.example.com", ["/webhooks/hosts", "array"]),
         ("mlflow.trackingUri", "mlflow", ["/mlflow/trackingUri", "https?://"]),
         ("mlflow.trackingUri", "https://user:password@host", ["/mlflow/trackingUri"]),

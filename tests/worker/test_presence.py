@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from api.jobs.ledger import Ledger, LedgerUnavailable
 from api.jobs.record import WorkerRecord
+from tests.support.rates import RATES
 from tests.worker.conftest import Bench
 from worker.presence import EVERY_SECONDS, Presence, own_name
 
@@ -46,3 +47,14 @@ def test_it_introduces_itself_now_and_then(bench: Bench) -> None:
     for _ in times:
         presence.introduce(settings)
     assert [fields["pool"] for fields in told] == ["h200", "h200"]
+    assert "rates" not in told[0]
+
+
+def test_a_worker_shows_how_fast_its_device_and_its_storage_are(bench: Bench) -> None:
+    presence = Presence(bench.ledger, "one:1")
+    presence.introduce(bench.settings, RATES)
+    (worker,) = bench.ledger.workers()
+    assert (worker.rates, worker.read_bytes_per_second) == (RATES, None)
+    presence.reads(12345678.9)
+    (worker,) = bench.ledger.workers()
+    assert (worker.rates, worker.read_bytes_per_second) == (RATES, 12345679.0)

@@ -45,7 +45,8 @@
 --   NS:role:ROLE                     string  which process has it; expires
 --   NS:workers                       zset    worker -> when it was last seen
 --   NS:worker:WORKER                 hash    started_at, seen_at, and what it says of itself: host, pool,
---                                            version, device, threads, job_id, part, phase, unit;
+--                                            version, rates (JSON), read_bytes_per_second,
+--                                            device, threads, job_id, part, phase, unit;
 --                                            busy_at: when it last spoke of its job; expires
 --   NS:probe                         string  written by readiness probes; expires
 --   NS:intact                        string  present once every journalled job is in the ledger
@@ -198,6 +199,55 @@ local function tenants_in_turn(limits)
     return a.order < b.order
   end)
   return found, blocked
+end
+
+-- Where a tenant's job stands that has `before` jobs ahead of it in the tenant's line; false while it rests.
+-- `ahead`: jobs that workers would claim before it if none came, ended or changed meanwhile: then tenants
+-- are served in turn, each time the one with the fewest workers, then the one served longest ago (see
+-- `tenants_in_turn`). `workers`: those seen within so many seconds.
+local function place_in_queue(tenant, before, limits, within)
+  local seen = redis.call('ZCOUNT', key('workers'), seconds(now() - within), '+inf')
+  if not before then
+    return {waits_for = 'rest', workers = seen}
+  end
+  local function turn_of(name, order)
+    local most = limits.tenants[name] or limits.default
+    local jobs, workers = served(name)
+    return {
+      order = order,
+      workers = workers,
+      waiting = redis.call('ZCARD', key('tenant', name, 'line')),
+      room = most < 0 and math.huge or math.max(0, most - jobs),
+    }
+  end
+  local turns = {}
+  for order, name in ipairs(redis.call('ZRANGE', key('turns'), 0, -1)) do
+    turns[name] = turn_of(name, order)
+  end
+  local own = turns[tenant]
+  if own == nil then -- It has no job in line yet. It would stand where `stand_in_line` put it.
+    local served_at, order = tonumber(redis.call('HGET', key('served'), tenant) or '0'), 0.5
+    for name in pairs(turns) do
+      local other = tonumber(redis.call('ZSCORE', key('turns'), name))
+      if other < served_at or (other == served_at and name < tenant) then
+        order = order + 1
+      end
+    end
+    own = turn_of(tenant, order)
+  end
+  local ahead = before
+  for name, other in pairs(turns) do
+    if name ~= tenant then
+      -- Of two with as many workers, the one goes first that came to this number first.
+      local first = other.workers > own.workers
+        or (other.workers == own.workers and other.order < own.order)
+      local turn = own.workers + before - other.workers + (first and 1 or 0)
+      ahead = ahead + math.max(0, math.min(turn, other.waiting, other.room))
+    end
+  end
+  return {
+    waits_for = own.room > before and 'turn' or 'limit', ahead = ahead, workers = seen,
+  }
 end
 
 local LINE_STEP = 100

@@ -25,6 +25,7 @@ export function showEstimate(box, { estimate, runtimes }, buttons) {
         ...predicted(estimate.predicted_speed),
       ]),
       ...memory,
+      ["Precision", Object.entries(estimate.precision).map(([device, one]) => `${one} (${device})`).join(" or ")],
       ["Workspace", bytes(estimate.workspace_bytes)],
       ["Weights read", bytes(estimate.bytes_read)],
       ["Work", `${flops(work)}FLOP`],

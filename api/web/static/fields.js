@@ -19,6 +19,11 @@ export function wayOf({ pruning }) {
   return kind ? WAY_OF[kind] : "sparsity";
 }
 
+/** Device memory of a job that names none. */
+function usualMemory({ gpu_memory_bytes: usual }) {
+  return usual ? `of a GPU ${(usual / GB).toFixed(1)}` : "small pieces";
+}
+
 /** Sections of fields. `capabilities` names the choices that this deployment has. */
 export function sections(capabilities) {
   return [
@@ -90,7 +95,8 @@ export function sections(capabilities) {
     ] },
     { title: "Running", folded: true, fields: [
       { pointer: "/runtime/device", label: "Device", kind: "choice", options: ["auto", "cpu", "cuda"] },
-      { pointer: "/runtime/device_memory_bytes", label: "Device memory, GB", kind: "number", scale: GB, placeholder: "all", hint: "The job is cut into pieces that fit." },
+      { pointer: "/runtime/precision", label: "Precision", kind: "choice", options: ["auto", "float32", "tf32", "bfloat16"], hint: "Of matrix products. Auto: bfloat16 on a GPU for a model stored in 16 bits, else float32." },
+      { pointer: "/runtime/device_memory_bytes", label: "Device memory, GB", kind: "number", scale: GB, placeholder: usualMemory(capabilities.limits), hint: "The job runs in the largest pieces that fit." },
       { pointer: "/runtime/host_memory_bytes", label: "Host memory, GB", kind: "number", scale: GB, placeholder: "all" },
       { pointer: "/runtime/max_workers", label: "Workers at most", kind: "number", hint: "Idle workers help with layers that do not depend on each other; the result is the same." },
       { pointer: "/runtime/priority", label: "Priority", kind: "choice", options: ["low", "normal", "high"] },

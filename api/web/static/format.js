@@ -32,6 +32,15 @@ export function duration(seconds) {
   return `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
 }
 
+/** A range of time for people, coarser the longer it is: `4 to 7 minutes`, `up to 2 hours`. */
+export function span(least, most) {
+  const [unit, name] = most < 90 ? [1, "second"] : most < 5400 ? [60, "minute"] : most < 172800 ? [3600, "hour"] : [86400, "day"];
+  const [low, high] = [Math.floor(least / unit), Math.max(1, Math.ceil(most / unit))];
+  const end = high === 1 ? name : `${name}s`;
+  if (low === high) return `${high} ${end}`;
+  return low === 0 ? `up to ${high} ${end}` : `${low} to ${high} ${end}`;
+}
+
 /** How long ago: `just now`, `5 min ago`, then the date. */
 export function ago(iso) {
   const seconds = (Date.now() - Date.parse(iso)) / 1000;

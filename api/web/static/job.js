@@ -9,6 +9,7 @@ import { howMuch, pill, progressBar, title } from "./job_parts.js";
 import { layerFigures, layerNotes } from "./layers.js";
 import { recipes } from "./recipes.js";
 import { showResult } from "./result.js";
+import { predictedRows } from "./times.js";
 
 // Updates of layers that come within this time are drawn together.
 const DRAW_MILLISECONDS = 100;
@@ -198,6 +199,7 @@ function factsOf(job) {
     ["Created", moment(job.created_at)],
     ["Started", moment(job.started_at)],
     ["Finished", job.finished_at ? `${moment(job.finished_at)}, after ${duration((Date.parse(job.finished_at) - Date.parse(job.started_at ?? job.created_at)) / 1000)}` : "–"],
+    ...predictedRows(job.predicted),
     ["Run, attempt", `${job.run}, ${job.attempt} of ${spec.runtime.max_attempts}`],
     ["Labels", Object.entries(job.labels).map(([name, value]) => `${name}=${value}`).join(", ") || "none"],
   ];

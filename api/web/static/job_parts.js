@@ -2,6 +2,7 @@
 
 import { h } from "./dom.js";
 import { bytes, count, duration, leaf, percent, words } from "./format.js";
+import { starts } from "./times.js";
 
 const TONES = { succeeded: "good", failed: "bad", running: "live", pausing: "live", cancelling: "live" };
 
@@ -53,10 +54,10 @@ function waiting({ state, queue }) {
 }
 
 /** Where a job stands in the queue, as far as that can be told. */
-function inQueue({ position, waits_for: reason, workers }) {
+function inQueue({ position, waits_for: reason, workers, starts_in: start }) {
   const there = `${count(workers)} ${workers === 1 ? "worker is" : "workers are"} there`;
   if (reason === "rest") return `rests before its next attempt · ${there}`;
   const place = position === 1 ? "next in the queue" : `number ${count(position)} in the queue, about`;
   const why = reason === "limit" ? " · your organisation has as many jobs running as it may" : "";
-  return `${place} · ${there}${why}`;
+  return `${place} · ${there}${why}${start ? ` · ${starts(start)}` : ""}`;
 }

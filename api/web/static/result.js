@@ -30,7 +30,7 @@ export async function showResult(box, job, signal) {
   }
 }
 
-function cards({ parameters, bytes: size, perplexity, tasks, sparsity, seconds, peak_memory_bytes: peak }) {
+function cards({ parameters, bytes: size, perplexity, tasks, sparsity, seconds, predicted_seconds: predicted, peak_memory_bytes: peak }) {
   return [
     card("Size", bytes(size.after), `was ${bytes(size.before)} (${change(size.before, size.after)})`),
     card("Parameters", count(parameters.after), `was ${count(parameters.before)} (${change(parameters.before, parameters.after)})`),
@@ -38,7 +38,7 @@ function cards({ parameters, bytes: size, perplexity, tasks, sparsity, seconds, 
     ...(tasks ? [card("Accuracy kept", tasks.retention === null ? "–" : percent(tasks.retention, 1), "of the dense accuracy above chance, on tasks")] : []),
     card("Sparsity", percent(sparsity.reached, 1), `${percent(sparsity.requested, 1)} requested`),
     card("Peak memory", bytes(peak.device ?? peak.host), peak.device ? `on the device; host ${bytes(peak.host)}` : "of the pruning process"),
-    card("Time", duration(seconds), "in all phases"),
+    card("Time", duration(seconds), predicted ? `in all phases; ${duration(predicted)} predicted` : "in all phases"),
   ];
 }
 
@@ -135,9 +135,12 @@ function details(report) {
       ["Host, measured", bytes(memory.host_peak_bytes.measured)],
       ...(memory.device_peak_bytes.measured === null ? [] : [["Device, predicted", bytes(memory.device_peak_bytes.predicted)], ["Device, measured", bytes(memory.device_peak_bytes.measured)]]),
       ["Dense weights alone", bytes(memory.whole_model_bytes)],
-      ...report.phases.map((phase) => [phase.name, duration(phase.seconds)]),
+      ...report.phases.map((phase) => [phase.name, phaseTime(phase)]),
     ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])))].filter(Boolean);
 }
+
+const phaseTime = ({ seconds, predicted_seconds: predicted }) =>
+  `${duration(seconds)}${predicted === null || predicted === undefined ? "" : `, ${duration(predicted)} predicted`}`;
 
 /** How fast both models are: medians, with the least and the most. */
 function speedOf(speed) {

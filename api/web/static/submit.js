@@ -8,6 +8,7 @@ import { inheritedCard, pathOf, template } from "./inherited.js";
 import { control } from "./inputs.js";
 import { mendButtons } from "./mends.js";
 import { suggestModels } from "./suggestions.js";
+import { timeLines } from "./times.js";
 import { consequence, settingsOf, WHERE } from "./where.js";
 
 const QUIET_MILLISECONDS = 500;
@@ -40,8 +41,9 @@ export async function showSubmit(main, signal, query) {
   const problems = h("div", {});
   const estimate = h("div", { "aria-live": "polite" });
   const button = h("button", { class: "primary" }, "Submit job");
+  const times = h("div", { class: "times", "aria-live": "polite" });
   const form = h("form", { class: "submit", novalidate: true },
-    h("div", {}, problems, parts, inherited.node, h("div", { class: "actions" }, button)),
+    h("div", {}, problems, parts, inherited.node, h("div", { class: "actions" }, button, times)),
     h("aside", { class: "card estimate", "aria-label": "Estimate" }, h("h2", {}, "Estimate"), estimate));
   main.append(h("div", { class: "headline" }, h("h1", { tabindex: "-1" }, extended ? "Add sizes" : "New job")), form);
 
@@ -155,10 +157,12 @@ export async function showSubmit(main, signal, query) {
       const answer = await validate(body, mine);
       showErrors(answer.issues);
       if (touched.has(WHERE)) showWhatFollows(answer.runtimes ?? []);
+      times.replaceChildren(...(answer.valid ? timeLines(answer) : []));
       if (answer.valid) showEstimate(estimate, answer, buttons);
       else estimate.replaceChildren(incomplete(answer.issues));
     } catch (error) {
       if (mine.aborted) return;
+      times.replaceChildren();
       showErrors(error.errors);
       if (touched.has(WHERE)) showWhatFollows();
       estimate.replaceChildren(error.errors.length ? incomplete(error.errors) : problemBox(error));

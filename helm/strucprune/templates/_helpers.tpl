@@ -193,6 +193,8 @@ affinity:
   value: {{ toJson . | quote }}
 {{- end }}
 {{- end }}
+- name: STRUCPRUNE_GPU_MEMORY_BYTES
+  value: {{ if .Values.gpuMemory }}{{ include "strucprune.bytes" .Values.gpuMemory | quote }}{{ else }}"null"{{ end }}
 - name: STRUCPRUNE_RETENTION_DAYS
   value: {{ toJson .Values.retentionDays | quote }}
 {{- with .Values.webhooks }}

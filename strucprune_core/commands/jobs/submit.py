@@ -19,6 +19,7 @@ from strucprune_core.commands.jobs.service import (
 from strucprune_core.commands.jobs.upload import note_on_uploads, ready_job
 from strucprune_core.commands.jobs.watch import show_submitted
 from strucprune_core.commands.tables import print_facts
+from strucprune_core.commands.times import print_times
 
 
 @takes_job(service=True)
@@ -66,6 +67,7 @@ def _show(verdict: dict[str, Any], as_json: bool) -> None:
     elif verdict["valid"]:
         print_facts({"valid": "yes"})
         show_estimate(verdict["estimate"], as_json)
+        print_times(verdict["times"], verdict["starts_in"])
     for issue in verdict["issues"]:
         name = option_name(issue["pointer"]) if issue["pointer"] else "job"
         show_problem(issue["code"], f"{name}: {issue['detail']}")

@@ -10,6 +10,7 @@ from strucprune_core.commands import figures
 from strucprune_core.commands.console import print_json, show_warnings
 from strucprune_core.commands.failures import show_problem
 from strucprune_core.commands.tables import print_facts, print_table
+from strucprune_core.commands.times import predicted, starts
 
 if TYPE_CHECKING:
     from strucprune_core.client.models import Job, QueuePlace
@@ -52,6 +53,7 @@ def _about(job: Job) -> dict[str, str]:
         facts["extends"] = job.extends
     if job.run > 1 or job.attempt > 1:
         facts["attempt"] = f"{job.attempt} of run {job.run}"
+    facts |= predicted(job.model_dump()["predicted"])
     if job.labels:
         facts["labels"] = " ".join(f"{name}={value}" for name, value in job.labels.items())
     return facts
@@ -77,7 +79,8 @@ def queue_place(place: QueuePlace) -> str:
     }
     where = "" if place.position is None else f"number {place.position}"
     workers = f"{place.workers} worker{'' if place.workers == 1 else 's'}"
-    return ", ".join(filter(None, [where, waits.get(place.waits_for, ""), workers]))
+    start = "" if place.starts_in is None else f"starts {starts(place.starts_in.model_dump())}"
+    return ", ".join(filter(None, [where, waits.get(place.waits_for, ""), workers, start]))
 
 
 def _outcome(summary: Mapping[str, Any]) -> dict[str, str]:

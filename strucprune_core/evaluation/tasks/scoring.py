@@ -194,14 +194,14 @@ def _run(
     width = stream.config.hidden_size
     hidden = temporary_array(scratch, (len(tokens), width))
     embed_blocks(stream, tokens, shapes, hidden, tick)
-    for layer in range(stream.config.layers):
-        weights = stream.layer(layer)
+    for layer, weights in stream.layers(range(stream.config.layers)):
         start = 0
         for count, length in shapes:
             part = slice(start, start + count * length)
             block = hidden[part].reshape(count, length, width)
             made = stream.run_layer(layer, weights, block).hidden
-            hidden[part] = made.reshape(-1, width).cpu().numpy()
+            stream.put(hidden, part, made.reshape(-1, width))
             start = part.stop
+        del weights
         tick()
     return hidden

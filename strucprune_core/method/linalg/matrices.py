@@ -127,24 +127,27 @@ class Room:
         scratch: Makes a matrix of zeros, (rows, columns, dtype), that is not on the device; None
             where everything fits.
         tick: Called after each panel or block: a safe point to stop at.
+        dtype: What is computed in: float64, or float32 on devices that are far slower in float64.
     """
 
     device: torch.device
     panels: Panels = ALL_RESIDENT
     scratch: Callable[[int, int, torch.dtype], Matrix] | None = None
     tick: Callable[[], None] = no_tick
+    dtype: torch.dtype = torch.float64
 
-    def matrix(self, rows: int, columns: int, dtype: torch.dtype = torch.float64) -> Matrix:
+    def matrix(self, rows: int, columns: int, dtype: torch.dtype | None = None) -> Matrix:
         """A new matrix of zeros: on the device if its rows fit a panel."""
+        dtype = dtype or self.dtype
         if self.scratch is None or self.panels.fits(columns):
             return DeviceMatrix(torch.zeros(rows, columns, dtype=dtype, device=self.device))
         return self.scratch(rows, columns, dtype)
 
-    def flat(self, elements: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    def flat(self, elements: int, dtype: torch.dtype | None = None) -> Tensor:
         """A flat buffer on the device."""
-        return torch.empty(elements, dtype=dtype, device=self.device)
+        return torch.empty(elements, dtype=dtype or self.dtype, device=self.device)
 
-    def buffer_for(self, matrix: Matrix, rows: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    def buffer_for(self, matrix: Matrix, rows: int, dtype: torch.dtype | None = None) -> Tensor:
         """A buffer in which `matrix.read` can return this number of whole rows."""
         return self.flat(0 if matrix.resident else rows * matrix.shape[1], dtype)
 

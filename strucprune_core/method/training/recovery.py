@@ -41,6 +41,9 @@ Block = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 A block that mixes tokens takes whole sequences: (sequences x length x d).
 """
 
+Load = Callable[[NDArray[np.float32]], Tensor]
+"""Makes a copy of an array on the device."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -122,6 +125,7 @@ def recover(
     holdout: Tokens,
     options: RecoveryOptions | None = None,
     tick: Callable[[], None] = lambda: None,
+    load: Load | None = None,
 ) -> RecoveryResult:
     """Train a block's weights to reproduce given outputs.
 
@@ -135,16 +139,20 @@ def recover(
         holdout: Tokens that decide whether the result is accepted.
         options: How to train.
         tick: Called after each step: a safe point to stop at.
+        load: Makes a copy of rows on the device of the weights.
     """
     options = options or RecoveryOptions()
+    load = load or _loads_to(weights)
     # Steps run under inference mode; inside, gradients are needed and clones are plain tensors.
     with torch.inference_mode(False), torch.enable_grad():
         trained = {role: weight.detach().clone() for role, weight in weights.items()}
-        before = held_out_error(block, trained, holdout, options.batch_tokens)
+        before = held_out_error(block, trained, holdout, options.batch_tokens, load)
         limit = DIVERGED_LOSS * max(1.0, before or 0.0)
-        losses, finished = _train(block, trained, train, options, limit, tick)
+        losses, finished = _train(block, trained, train, options, limit, tick, load)
         after = (
-            held_out_error(block, trained, holdout, options.batch_tokens) if finished else math.nan
+            held_out_error(block, trained, holdout, options.batch_tokens, load)
+            if finished
+            else math.nan
         )
     if after is not None and before is not None and after < before:
         result = {role: weight.detach() for role, weight in trained.items()}
@@ -154,8 +162,17 @@ def recover(
     return RecoveryResult(dict(weights), status, before, after, losses)
 
 
+def _loads_to(weights: Mapping[str, Tensor]) -> Load:
+    device = next(iter(weights.values())).device
+    return lambda rows: torch.from_numpy(rows).to(device)
+
+
 def held_out_error(
-    block: Block, weights: Mapping[str, Tensor], tokens: Tokens, batch_tokens: int
+    block: Block,
+    weights: Mapping[str, Tensor],
+    tokens: Tokens,
+    batch_tokens: int,
+    load: Load | None = None,
 ) -> float | None:
     """Weighted squared error of the block's outputs relative to the targets' energy.
 
@@ -163,13 +180,13 @@ def held_out_error(
     """
     if not len(tokens.weights):
         return None
-    device = next(iter(weights.values())).device
+    load = load or _loads_to(weights)
     error = energy = 0.0
     with torch.no_grad():
         step = tokens.rows_of(batch_tokens)
         for start in range(0, len(tokens.weights), step):
             rows = slice(start, start + step)
-            inputs, targets, token_weights = _rows(tokens, rows, device)
+            inputs, targets, token_weights = _rows(tokens, rows, load)
             squares = (block(inputs, weights) - targets).square().sum(-1)
             error += float((squares * token_weights).sum(dtype=torch.float64))
             squares = targets.square().sum(-1)
@@ -184,9 +201,9 @@ def _train(
     options: RecoveryOptions,
     limit: float,
     tick: Callable[[], None],
+    load: Load,
 ) -> tuple[tuple[float, ...], bool]:
     """Train in place; the losses, and False if one was above the limit or not a number."""
-    device = next(iter(weights.values())).device
     energy = _mean_energy(tokens, options.batch_tokens)
     rates = {role: _highest_rate(weight, options) for role, weight in weights.items()}
     groups: list[dict[str, Any]] = [
@@ -196,7 +213,7 @@ def _train(
     adam = torch.optim.Adam(groups, betas=options.betas, eps=ADAM_EPS, foreach=False)
     losses: list[float] = []
     for step, rows in enumerate(islice(_batches(tokens, options), options.steps)):
-        inputs, targets, token_weights = _rows(tokens, rows, device)
+        inputs, targets, token_weights = _rows(tokens, rows, load)
         squares = (block(inputs, weights) - targets).square().sum(-1)
         loss = (squares * token_weights).mean() / energy
         losses.append(float(loss.detach()))
@@ -238,10 +255,10 @@ def _mean_energy(tokens: Tokens, batch_tokens: int) -> float:
 
 
 def _rows(
-    tokens: Tokens, rows: slice | NDArray[np.int64], device: torch.device
+    tokens: Tokens, rows: slice | NDArray[np.int64], load: Load
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.from_numpy(np.array(tokens.inputs[rows], dtype=np.float32)).to(device),
-        torch.from_numpy(np.array(tokens.targets[rows], dtype=np.float32)).to(device),
-        torch.from_numpy(np.array(tokens.weights[rows], dtype=np.float32)).to(device),
+    inputs, targets, weights = (
+        load(np.array(array[rows], dtype=np.float32))
+        for array in (tokens.inputs, tokens.targets, tokens.weights)
     )
+    return inputs, targets, weights

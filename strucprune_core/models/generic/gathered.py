@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from strucprune_core.method.linalg.transfers import Transfers
 from strucprune_core.models.generic.layer_tensors import ExpertMatrices, ExpertwiseLayer
 from strucprune_core.models.generic.routed import NoRecord, Recorder
 from strucprune_core.scratch.arrays import temporary_array
@@ -35,6 +36,7 @@ class ExpertOutputs:
         chosen: Experts of each token, (n x k).
         gates: Their weights, (n x k).
         sums: What they put out together, (n x d).
+        transfers: Counts what crosses between host and device.
         count: Tokens that are known.
         replayed: Tokens whose sums were handed out.
     """
@@ -43,6 +45,7 @@ class ExpertOutputs:
     chosen: NDArray[np.int64]
     gates: Rows
     sums: Rows
+    transfers: Transfers
     count: int = 0
     replayed: int = 0
 
@@ -55,6 +58,7 @@ class ExpertOutputs:
         rows = slice(self.count, self.count + len(tokens))
         if rows.stop > len(self.tokens):
             raise NoRecord("its experts are not asked for every token once")
+        self.transfers.count(to_host=tokens.nbytes + chosen.nbytes + gates.nbytes)
         self.tokens[rows] = tokens.cpu().numpy()
         self.chosen[rows] = chosen.cpu().numpy()
         self.gates[rows] = gates.float().cpu().numpy()
@@ -66,17 +70,20 @@ class ExpertOutputs:
         if rows.stop > self.count:
             raise RuntimeError("experts are asked for more tokens than before")
         self.replayed = rows.stop
+        self.transfers.count(to_device=self.sums[rows].nbytes)
         return torch.from_numpy(self.sums[rows].copy()).to(tokens.device, tokens.dtype)
 
 
-def new_outputs(scratch: Path, count: int, tokens: Tensor, chosen: Tensor) -> ExpertOutputs:
-    """Room in scratch for so many tokens like these."""
+def new_outputs(room: Room, tokens: Tensor, chosen: Tensor) -> ExpertOutputs:
+    """Room in scratch for all tokens of a pass, which are like these."""
+    scratch, count = room.scratch, room.tokens
     width, choices = tokens.shape[-1], chosen.shape[-1]
     return ExpertOutputs(
         tokens=temporary_array(scratch, (count, width)),
         chosen=temporary_array(scratch, (count, choices), np.int64),
         gates=temporary_array(scratch, (count, choices)),
         sums=temporary_array(scratch, (count, width)),
+        transfers=room.transfers,
     )
 
 
@@ -102,6 +109,7 @@ class Room:
         tokens: Tokens of the pass.
         rows: Most tokens on the device at a time.
         load: Makes a copy on the device.
+        transfers: Counts what crosses between host and device.
         safe_point: Called after each micro-batch and each expert; may raise `errors.Stopped`.
     """
 
@@ -109,6 +117,7 @@ class Room:
     tokens: int
     rows: int
     load: Callable[[Rows], Tensor]
+    transfers: Transfers
     safe_point: Callable[[], None]
 
 
@@ -132,6 +141,7 @@ def compute(module: Any, recorder: Recorder, outputs: ExpertOutputs, room: Room)
                     given = room.load(outputs.tokens[tokens[part]])
                     gates = room.load(outputs.gates[tokens[part], place[part]])
                     weighted = recorder.weighted(expert, given, gates)
+                    room.transfers.count(to_host=weighted.nbytes)
                     outputs.sums[tokens[part]] += weighted.float().cpu().numpy()
         room.safe_point()
 

@@ -40,6 +40,7 @@ from strucprune_core.models.generic.layer_tensors import (
     ExpertwiseLayer,
     LayerTensors,
 )
+from strucprune_core.models.generic.mixed_precision import check_residual, operands_in
 from strucprune_core.models.generic.names import ParameterNames
 from strucprune_core.models.generic.outside import is_text
 from strucprune_core.models.generic.routed import (
@@ -116,7 +117,7 @@ class WholePass:
     """A plain pass through a model, whose layers have weights while they run.
 
     Attributes:
-        read: A layer's tensors by name within the layer, float32, and what their names in the
+        read: A layer's tensors by name within the layer, and what their names in the
             files begin with.
         only: Layers to run; the others hand on what they are given. None: all.
         inputs, outputs: Of each layer that ran, (b, n, d): filled by the pass.
@@ -182,6 +183,7 @@ class Modules:
         self._hidden: Tensor | None = None
         self._beside = Beside()
         self._cache: Any = None
+        self._dtype = torch.float32
         self._at = 0
         self._embedding = self._model.get_input_embeddings()
         self._padding, self._embedding.padding_idx = self._embedding.padding_idx, None
@@ -221,6 +223,7 @@ class Modules:
         inputs_of: Mapping[str, str] | None = None,
         outputs_of: Mapping[str, str] | None = None,
         cache: Any = None,
+        dtype: torch.dtype = torch.float32,
     ) -> LayerRun:
         """What a layer makes of its input; autograd may follow it.
 
@@ -233,6 +236,10 @@ class Modules:
             inputs_of: Of each matrix whose input is kept, under which name: its name in the layer.
             outputs_of: The same of each matrix whose output is kept.
             cache: transformers' cache of what came before; the layer's part of it is extended.
+            dtype: Of the operands of matrix products: float32 or bfloat16.
+
+        Raises:
+            UnsupportedArchitecture: in bfloat16, the layer's output is not float32.
         """
         run = LayerRun(hidden, {}, {})
         handles = [
@@ -245,7 +252,7 @@ class Modules:
         ]
         self._at = layer
         try:
-            with self._loaded(layer, tensors, prefix):
+            with self._loaded(layer, tensors, prefix), self._computing_in(dtype):
                 self._cache = cache
                 return replace(run, hidden=self._run_stored(hidden))
         finally:
@@ -275,6 +282,7 @@ class Modules:
         prefix: str,
         batches: Iterable[Tensor],
         room: Room,
+        dtype: torch.dtype = torch.float32,
     ) -> GatheredLayer:
         """The layer with what its experts make of all micro-batches; each was read once.
 
@@ -284,14 +292,15 @@ class Modules:
             prefix: As of `run_layer`.
             batches: Its input, (b, n, d) each, in the order in which it will run.
             room: Where that is kept, and in which pieces it is computed.
+            dtype: As of `run_layer`.
 
         Raises:
             NoRecord: its class does not ask for the experts of every token once.
         """
         self._at = layer
-        with self._loaded(layer, tensors, prefix):
+        with self._loaded(layer, tensors, prefix), self._computing_in(dtype):
             outputs = self._given_to_experts(layer, batches, room)
-            with one_by_one(self._layers[layer]) as experts:
+            with one_by_one(self._layers[layer]) as experts, operands_in(dtype, self._device):
                 compute(experts, vars(experts)["forward"], outputs, room)
         return GatheredLayer(tensors, outputs)
 
@@ -302,7 +311,7 @@ class Modules:
         def keep(tokens: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
             nonlocal outputs
             if outputs is None:
-                outputs = new_outputs(room.scratch, room.tokens, tokens, chosen)
+                outputs = new_outputs(room, tokens, chosen)
             outputs.add(tokens, chosen, gates)
             raise _Stopped(tokens)
 
@@ -452,7 +461,9 @@ class Modules:
             options = {**options, "hidden_states": self._hidden}
         if number > 0:
             given, options = self._stored.give(self._layers[number], given, options, self._beside)
-        output = forward(*given, **options)
+        with operands_in(self._dtype, self._device):
+            output = forward(*given, **options)
+        check_residual(self._of_returned(output))
         self._stored.keep(options, output, self._beside)
         if number == len(self._layers) - 1:
             raise _Stopped(self._stored.store(self._of_returned(output), self._beside))
@@ -522,6 +533,15 @@ class Modules:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def _computing_in(self, dtype: torch.dtype) -> Iterator[None]:
+        """Inside, operands of matrix products in layers are of this dtype."""
+        before, self._dtype = self._dtype, dtype
+        try:
+            yield
+        finally:
+            self._dtype = before
 
     def _module_of(self, name: str) -> nn.Module:
         """The module that holds a tensor of the files."""

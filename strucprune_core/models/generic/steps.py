@@ -74,12 +74,12 @@ class _CachedStep:
         ids = torch.from_numpy(tokens[:, -1].astype(np.int64)).to(self._stream.device)
         hidden = np.empty((len(tokens), config.hidden_size), dtype=np.float32)
         for part, group in self._groups:
-            hidden[part] = group.embed(rows[part], ids[part])[:, 0].cpu().numpy()
-        for layer in range(config.layers):
-            weights = self._stream.layer(layer)
+            self._stream.put(hidden, part, group.embed(rows[part], ids[part])[:, 0])
+        for layer, weights in self._stream.layers(range(config.layers)):
             for part, group in self._groups:
                 x = self._stream.load(hidden[part, None])
-                hidden[part] = group.run_layer(layer, weights, x)[:, 0].cpu().numpy()
+                self._stream.put(hidden, part, group.run_layer(layer, weights, x)[:, 0])
+            del weights
             tick()
         return hidden
 

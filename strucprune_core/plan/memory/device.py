@@ -16,7 +16,7 @@ from strucprune_core.models.blocks import BLOCKS_OF
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import experts_of, matrices_bytes
 from strucprune_core.models.generic.outside import held_tensors
-from strucprune_core.models.structures import SiteKind
+from strucprune_core.models.structures import Site, SiteKind, sites
 from strucprune_core.models.tensors import layer_tensors
 from strucprune_core.models.tiles import HOLDOUT_TOKENS, VERIFY_SEQUENCES, VERIFY_TOKENS, Tiles
 from strucprune_core.plan.blocks import REMEASURED_BLOCKS, refits
@@ -24,9 +24,12 @@ from strucprune_core.plan.graph import PROBE_GROUP_LAYERS
 from strucprune_core.plan.memory.forward import (
     FP32_BYTES,
     Batch,
+    ahead_bytes,
+    distinct_layers,
     forward_bytes,
     layer_bytes,
     micro_batch,
+    pass_bytes,
     resident_bytes,
 )
 from strucprune_core.plan.memory.solver import (
@@ -100,15 +103,67 @@ def _terms(spec: JobSpec, config: ModelConfig, tiles: Tiles, panels: Panels) -> 
     return terms | _training(spec, config, calibration, tiles)
 
 
+def passing_tokens(spec: JobSpec, config: ModelConfig) -> set[int]:
+    """Tokens whose hidden states pass several layers within a unit, of each kind of unit."""
+    passing = set()
+    if spec.evaluation is not None:
+        passing.add(spec.evaluation.sequences * spec.evaluation.sequence_length)
+    if energy_of(spec.pruning) == "kl_probe" and not spec.pruning.removes_blocks_alone:
+        passing.add(probe_runs(spec, config) * math.prod(probe_shape(spec.calibration)))
+    return passing
+
+
+def probe_runs(spec: JobSpec, config: ModelConfig) -> int:
+    """Most variants of layers that are probed side by side."""
+    kinds = {
+        site.kind
+        for layer in distinct_layers(config)
+        for site in sites(config, layer, spec.pruning.structures)
+    }
+    return min(PROBE_GROUP_LAYERS, config.layers) * max(1, len(kinds))
+
+
+def _by_layer(places: list[PlannedSite]) -> dict[int, list[Site]]:
+    found: dict[int, list[Site]] = {}
+    for place in places:
+        found.setdefault(place.layer, []).append(place.site)
+    return found
+
+
+def _states(config: ModelConfig, tokens: int) -> int:
+    """Hidden states."""
+    return FP32_BYTES * tokens * config.hidden_size
+
+
+def _passing(config: ModelConfig, batch: Batch, tiles: Tiles, tokens: int) -> int:
+    """Layer after layer over hidden states, which stay on the device if the tiles say so.
+
+    The input of a micro-batch is a part of those that stay.
+    """
+    running = pass_bytes(config, batch, tiles)
+    if tokens > tiles.resident_tokens:
+        return running
+    return running + _states(config, tokens - batch.tokens)
+
+
+def _kept(config: ModelConfig, tiles: Tiles, tokens: int) -> int:
+    """Hidden states that are on the device while something else is done with them."""
+    return 0 if tokens > tiles.resident_tokens else _states(config, tokens)
+
+
 def _experts(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) -> dict[str, int]:
     """The steps of a job that removes experts: nothing is solved."""
     tokens = spec.calibration.samples * spec.calibration.sequence_length
     sequences, length = probe_shape(spec.calibration)
-    runs = min(PROBE_GROUP_LAYERS, config.layers) if energy_of(spec.pruning) == "kl_probe" else 1
+    runs = probe_runs(spec, config) if energy_of(spec.pruning) == "kl_probe" else 1
+    tokens_of_runs = runs * sequences * length
     together = micro_batch(tiles, runs * sequences, length)
+    kept = 0 if runs == 1 else _kept(config, tiles, tokens_of_runs)
     # A probed layer beside the dense one.
     beside = _resident(config, tiles)
-    probe = {} if runs == 1 else {"probe": beside + _forward(config, together, tiles)}
+    probe = (
+        {} if runs == 1 else {"probe": beside + _passing(config, together, tiles, tokens_of_runs)}
+    )
     if spec.pruning.expert_repair:
         # The dense, the pruned and the repaired layer; for one expert the sums and their factor.
         whole = replace(tiles, expert_by_expert=False)
@@ -121,7 +176,7 @@ def _experts(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) -> 
         **probe,
         "embed": embedding_bytes(config, tokens, tiles),
         "route": route,
-        "divergence": divergences_bytes(config, sequences * length, runs, tiles),
+        "divergence": kept + divergences_bytes(config, sequences * length, runs, tiles),
         "verify": _verify(config, tiles),
         **_evaluation(spec, config, tiles),
     }
@@ -133,7 +188,7 @@ def _beside_experts(
     """Numbers of experts side by side: routers avoid the others. Then the model without them."""
     sequences, length = probe_shape(spec.calibration)
     runs = len(measured_steps(config, spec.pruning))
-    probe = _forward(config, micro_batch(tiles, runs * sequences, length), tiles)
+    probe = pass_bytes(config, micro_batch(tiles, runs * sequences, length), tiles)
     if tiles.expert_by_expert:  # Where routers avoid experts, the last expert's matrices stay.
         probe += max(matrices_bytes(config, layer) for layer in range(config.layers))
     shown = divergences_bytes(config, sequences * length, runs, tiles)
@@ -145,15 +200,19 @@ def _evaluation(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> dict[str, i
     if judged is None:
         return {}
     batch = micro_batch(tiles, judged.sequences, judged.sequence_length)
+    tokens = judged.sequences * judged.sequence_length
+    kept = _kept(config, tiles, tokens)
     terms = {
-        "evaluate": _forward(config, batch, tiles),
-        "losses": losses_bytes(config, judged.sequences * judged.sequence_length, tiles),
+        "evaluate": _passing(config, batch, tiles, tokens),
+        "losses": kept + losses_bytes(config, tokens, tiles),
     }
+    if kept:
+        terms["embed_evaluation"] = kept + embedding_bytes(config, tokens, tiles)
     if judged.tasks:
         tokens = batch_tokens(config.hidden_size)
         request = micro_batch(tiles, tokens, context_of(config))
         terms["tasks"] = max(
-            _forward(config, request, tiles),
+            pass_bytes(config, request, tiles),
             embedding_bytes(config, tokens, tiles),
             losses_bytes(config, tokens, tiles),
         )
@@ -166,10 +225,10 @@ def _samples(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
     """What all prompts have tokens for at once, then one token of each beside its cache."""
     first, longest = most_tokens(spec)
     sequences = len(spec.sampled_prompts)
-    beginning = _forward(config, micro_batch(tiles, sequences, first), tiles)
+    beginning = pass_bytes(config, micro_batch(tiles, sequences, first), tiles)
     heads = max(block.kv_heads for block in config.blocks)
     cached = FP32_BYTES * 2 * heads * config.head_dim * longest * sequences
-    step = _forward(config, Batch(sequences, 1), tiles) + cached
+    step = pass_bytes(config, Batch(sequences, 1), tiles) + cached
     head = losses_bytes(config, sequences, tiles)
     return max(beginning, step, head, embedding_bytes(config, sequences * first, tiles))
 
@@ -183,19 +242,20 @@ def _probes(
 ) -> dict[str, int]:
     """Layers that are pruned alone: solved, and run through the rest of the model."""
     sequences, length = probe_shape(spec.calibration)
-    kinds = len({place.site.kind for place in places})
-    runs = min(PROBE_GROUP_LAYERS, config.layers) * kinds
-    together = micro_batch(tiles, runs * sequences, length)
-    resident = max(resident_bytes(config, place.layer, tiles) for place in places)
-    running = _forward(config, together, tiles) + _pruned_copy(config, places, tiles, panels)
+    runs = probe_runs(spec, config)
+    tokens = runs * sequences * length
+    together, kept = micro_batch(tiles, runs * sequences, length), _kept(config, tiles, tokens)
+    resident = _resident(config, tiles)
+    running = _passing(config, together, tiles, tokens)
+    running += _pruned_copy(config, places, tiles, panels)
     solving = 0
     for m in {place.site.structures * place.site.columns for place in places}:
-        kept = math.ceil((1 - PROBE_SPARSITY) * m)
-        solved = ridge_device_bytes(m, config.hidden_size, kept, panels)
+        stay = math.ceil((1 - PROBE_SPARSITY) * m)
+        solved = ridge_device_bytes(m, config.hidden_size, stay, panels)
         solving = max(solving, *solved.values())
     return {
-        "probe": max(running, resident + solving),
-        "divergence": divergences_bytes(config, sequences * length, runs, tiles),
+        "probe": max(running, kept + resident + ahead_bytes(config, tiles) + solving),
+        "divergence": kept + divergences_bytes(config, sequences * length, runs, tiles),
     }
 
 
@@ -207,7 +267,7 @@ def _blocks(spec: JobSpec, config: ModelConfig, tiles: Tiles, divergence: int) -
     together = micro_batch(tiles, runs * sequences, length)
     shown = divergences_bytes(config, sequences * length, runs, tiles)
     return {
-        "blocks": _forward(config, together, tiles),
+        "blocks": pass_bytes(config, together, tiles),
         "divergence": max(divergence, shown),
     }
 
@@ -215,7 +275,8 @@ def _blocks(spec: JobSpec, config: ModelConfig, tiles: Tiles, divergence: int) -
 def _refit(config: ModelConfig, batch: Batch, tiles: Tiles, panels: Panels) -> dict[str, int]:
     """An FFN's inputs and wanted outputs with the sums over them, or the solve; the solve alone."""
     d, worst, alone = config.hidden_size, 0, 0
-    for layer, block in enumerate(config.blocks):
+    for layer in distinct_layers(config):
+        block = config.blocks[layer]
         width = 0 if block.names.router is not None else sum(block.ffn_widths)
         if width == 0:
             continue
@@ -238,18 +299,18 @@ def _verify(config: ModelConfig, tiles: Tiles) -> int:
         return 2 * _resident(config, tiles) + _forward(config, batch, tiles)
     whole = Tiles(batch.tokens, None)
     largest = 0
-    for layer in range(config.layers):
+    for layer in distinct_layers(config):
         shapes = layer_tensors(config, layer)
         matrix = max(math.prod(shape) for shape in shapes.values())
         if config.blocks[layer].names.router is not None:  # Stacked, and joined with each other.
             matrix *= 4 * len(config.blocks[layer].ffn_widths)
         running = forward_bytes(config, layer, batch, whole) - layer_bytes(config, layer)
         largest = max(largest, FP32_BYTES * matrix + running)
-    return max(largest, _forward(config, batch, tiles))
+    return max(largest, pass_bytes(config, batch, tiles))
 
 
 def _forward(config: ModelConfig, batch: Batch, tiles: Tiles) -> int:
-    return max(forward_bytes(config, layer, batch, tiles) for layer in range(config.layers))
+    return max(forward_bytes(config, layer, batch, tiles) for layer in distinct_layers(config))
 
 
 def _repair_sums(config: ModelConfig) -> int:
@@ -267,20 +328,20 @@ def _repair_sums(config: ModelConfig) -> int:
 
 def _resident(config: ModelConfig, tiles: Tiles) -> int:
     """What stays of a layer between micro-batches, at most."""
-    return max(resident_bytes(config, layer, tiles) for layer in range(config.layers))
+    return max(resident_bytes(config, layer, tiles) for layer in distinct_layers(config))
 
 
 def _capture(
     config: ModelConfig, places: list[PlannedSite], batch: Batch, tiles: Tiles, panels: Panels
 ) -> int:
     """A layer with its sites' inputs, or the inputs with the sums that they are added to."""
-    worst = 0
-    for layer in range(config.layers):
-        sites = [place.site for place in places if place.layer == layer]
-        columns = [site.structures * site.columns for site in sites]
+    worst, by_layer = 0, _by_layer(places)
+    for layer in distinct_layers(config):
+        pruned = by_layer.get(layer, [])
+        columns = [site.structures * site.columns for site in pruned]
         sums = [gram_device_bytes(width, batch.tokens, panels) for width in columns]
         held = sum(each["sums"] + each["panel"] for each in sums)
-        kinds = {site.kind for site in sites}
+        kinds = {site.kind for site in pruned}
         running = forward_bytes(config, layer, batch, tiles, record=kinds)
         resident = resident_bytes(config, layer, tiles)
         kept = FP32_BYTES * batch.tokens * (config.hidden_size + sum(columns))
@@ -314,9 +375,9 @@ def _pruned_copy(
     config: ModelConfig, places: list[PlannedSite], tiles: Tiles, panels: Panels
 ) -> int:
     """A layer's solutions, and the pruned copy of its tensors where it is resident."""
-    worst = 0
-    for layer in {place.layer for place in places}:
-        columns = [p.site.structures * p.site.columns for p in places if p.layer == layer]
+    worst, by_layer = 0, _by_layer(places)
+    for layer in set(distinct_layers(config)) & set(by_layer):
+        columns = [site.structures * site.columns for site in by_layer[layer]]
         solved = sum(width for width in columns if panels.fits(width)) * config.hidden_size
         copied = resident_bytes(config, layer, tiles)
         worst = max(worst, copied + FP32_BYTES * solved)
@@ -325,7 +386,7 @@ def _pruned_copy(
 
 def _training(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) -> dict[str, int]:
     """Recovery, distillation and gradient energies hold whole layers, whatever the tiles."""
-    layer = max(layer_bytes(config, number) for number in range(config.layers))
+    layer = max(layer_bytes(config, number) for number in distinct_layers(config))
     whole = Tiles(tiles.micro_batch_tokens, None, tiles.vocabulary_rows, tiles.head_tokens)
     activations = _forward(config, batch, whole) - layer
     terms: dict[str, int] = {}
@@ -343,5 +404,6 @@ def _training(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) ->
         terms["distillation"] = 5 * layer + GRAPH_ACTIVATIONS * activations
     if energy_of(spec.pruning) == "gradient":
         one = Batch(1, probe_shape(spec.calibration)[1])
-        terms["gradient"] = layer + GRAPH_ACTIVATIONS * (_forward(config, one, whole) - layer)
+        held = layer + ahead_bytes(config, tiles)
+        terms["gradient"] = held + GRAPH_ACTIVATIONS * (_forward(config, one, whole) - layer)
     return terms

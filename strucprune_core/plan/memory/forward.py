@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 from strucprune_core.models.config import Experts, GenericLayer, LayerConfig, ModelConfig
 from strucprune_core.models.experts import expert_matrices, matrices_bytes
@@ -43,6 +44,19 @@ def micro_batch(tiles: Tiles, sequences: int, length: int) -> Batch:
     return Batch(min(sequences, max(1, tiles.micro_batch_tokens // length)), length)
 
 
+@lru_cache(maxsize=16)
+def _first_of_each(blocks: tuple[LayerConfig, ...]) -> tuple[int, ...]:
+    first: dict[LayerConfig, int] = {}
+    for number, block in enumerate(blocks):
+        first.setdefault(block, number)
+    return tuple(first.values())
+
+
+def distinct_layers(config: ModelConfig) -> tuple[int, ...]:
+    """One layer of each shape: what a layer takes does not depend on where it is."""
+    return _first_of_each(config.blocks)
+
+
 def layer_bytes(config: ModelConfig, layer: int) -> int:
     """A whole decoder layer."""
     return FP32_BYTES * sum(math.prod(shape) for shape in layer_tensors(config, layer).values())
@@ -56,6 +70,21 @@ def resident_bytes(config: ModelConfig, layer: int, tiles: Tiles) -> int:
     if not tiles.expert_by_expert or experts is None:
         return whole
     return whole - experts.count * matrices_bytes(config, layer)
+
+
+def pass_bytes(config: ModelConfig, batch: Batch, tiles: Tiles) -> int:
+    """Peak while layer after layer runs, with the one that is read ahead."""
+    layers = distinct_layers(config)
+    running = max(forward_bytes(config, layer, batch, tiles) for layer in layers)
+    return running + ahead_bytes(config, tiles)
+
+
+def ahead_bytes(config: ModelConfig, tiles: Tiles) -> int:
+    """The layer that is read before it is wanted."""
+    if not tiles.reads_ahead:
+        return 0
+    largest = max(layer_bytes(config, layer) for layer in distinct_layers(config))
+    return tiles.layers_ahead * largest
 
 
 def forward_bytes(

@@ -13,6 +13,7 @@ from strucprune_core.report.document import (
     PerplexitySummary,
     PhaseTime,
     Report,
+    predicted_in_all,
     removes_experts_alone,
 )
 from strucprune_core.report.html.tables import ffn_flops
@@ -137,7 +138,9 @@ def _time(phases: list[PhaseTime], device: str) -> Headline:
     note = ""
     if longest is not None and total > 0:
         note = f"{percent(longest.seconds / total, 0)} of it {longest.name}"
-    return Headline("Time", duration(total), f"on {device}", note)
+    predicted = predicted_in_all(phases)
+    was = f"on {device}" if predicted is None else f"{duration(predicted)} predicted, on {device}"
+    return Headline("Time", duration(total), was, note)
 
 
 def _memory(memory: MemorySummary) -> Headline:

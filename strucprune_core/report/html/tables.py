@@ -333,10 +333,18 @@ def memory_table(memory: MemorySummary) -> Table:
 
 
 def phase_table(phases: Sequence[PhaseTime]) -> Table:
-    """Seconds of each phase."""
+    """Seconds of each phase, as predicted and as taken."""
     total = sum(phase.seconds for phase in phases)
-    rows = [[phase.name, f"{phase.seconds:,.3f}", share(phase.seconds, total)] for phase in phases]
-    return Table("Table of phases", ["Phase", "Seconds", "Share"], rows)
+    rows = [
+        [
+            phase.name,
+            f"{phase.seconds:,.3f}",
+            share(phase.seconds, total),
+            ABSENT if phase.predicted_seconds is None else f"{phase.predicted_seconds:,.1f}",
+        ]
+        for phase in phases
+    ]
+    return Table("Table of phases", ["Phase", "Seconds", "Share", "Predicted"], rows)
 
 
 def file_table(files: Sequence[FileEntry]) -> Table:

@@ -94,6 +94,7 @@ class _Layer:
         self._job, self._entering, self._leaving = job, entering, leaving
         self._sites = job.sites(entering.layer)
         self._columns = {site.name: site.structures * site.columns for site in self._sites}
+        self._weights = job.dense.layer(entering.layer)
 
     def sum_up(self, grams_file: Path) -> tuple[dict[str, SiteStatistics], float]:
         """Write the Gram matrices. Returns what else is known of sites, and all tokens' weight."""
@@ -103,7 +104,9 @@ class _Layer:
             for site, columns in self._columns.items()
         ]
         with new_bundle(grams_file, planned) as arrays:
-            files = {site: HostMatrix(array, job.device) for site, array in arrays.items()}
+            files = {
+                site: HostMatrix(array, job.device, job.transfers) for site, array in arrays.items()
+            }
             grams = {
                 site: GramAccumulator(
                     columns, job.room, None if job.panels.fits(columns) else files[site]
@@ -134,18 +137,24 @@ class _Layer:
         Yields:
             How many sequences are through, and what the last ones made.
         """
-        job, layer = self._job, self._entering.layer
-        weights = job.dense.layer(layer)
+        job = self._job
         kinds = {site.kind for site in self._sites}
         for chunk in job.chunks:
             if (chunk.start >= job.split.train) != held_out:
                 continue
             given = self._entering.chunk(chunk)
             with self._leaving.chunk(chunk, given.shape) as output:
-                for rows, trace in run_batches(
-                    *(job.dense, layer, weights, given, job.scratch, job.safe_point), record=kinds
-                ):
-                    output[rows] = trace.hidden.cpu().numpy()
+                batches = run_batches(
+                    job.dense,
+                    self._entering.layer,
+                    self._weights,
+                    given,
+                    job.scratch,
+                    job.safe_point,
+                    record=kinds,
+                )
+                for rows, trace in batches:
+                    job.dense.put(output, rows, trace.hidden)
                     yield chunk.start + rows.stop, trace
                     del trace
 
@@ -198,7 +207,7 @@ class _HeldOut:
     """At most so many rows, collected on the host: in a scratch file where a panel is smaller."""
 
     def __init__(self, job: Job, most: int, width: int) -> None:
-        self.room = most
+        self.room, self._transfers = most, job.transfers
         if job.panels.fits(width):
             self._rows = torch.from_numpy(np.empty((most, width), dtype=np.float32))
         else:
@@ -207,6 +216,7 @@ class _HeldOut:
 
     def add(self, rows: Tensor) -> None:
         """Add rows, no more than there is room for."""
+        self._transfers.count(to_host=rows.nbytes)
         self._rows[self._count : self._count + len(rows)] = rows.cpu()
         self._count += len(rows)
         self.room -= len(rows)

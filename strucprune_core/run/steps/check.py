@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from strucprune_core.evaluation.reload_check import check_same_tensors, compare_with_transformers
+from strucprune_core.models.devices import matrix_products_in
 from strucprune_core.models.tiles import VERIFY_SEQUENCES, VERIFY_TOKENS
 from strucprune_core.plan.graph import Unit
 from strucprune_core.run.artifacts import Check, ReloadValues, Tokens
@@ -32,13 +33,14 @@ def check(job: Job, unit: Unit, draft: Draft) -> None:
     else:
         expected = job.stream(pruned.in_files, written.wanted)
     tokens = np.asarray(job.units.array(Tokens().calibration))
-    result = compare_with_transformers(
-        expected,
-        written.stream(job),
-        written.config_json,
-        set(written.names),
-        tokens[:VERIFY_SEQUENCES, :VERIFY_TOKENS],
-        job.scratch,
-        lambda: job.tick(0, 1),
-    )
+    with matrix_products_in("float32"):
+        result = compare_with_transformers(
+            expected.in_float32,
+            written.stream(job).in_float32,
+            written.config_json,
+            set(written.names),
+            tokens[:VERIFY_SEQUENCES, :VERIFY_TOKENS],
+            job.scratch,
+            lambda: job.tick(0, 1),
+        )
     draft.record(ReloadValues(**result))

@@ -23,6 +23,7 @@ def curve(job: Job, unit: Unit, draft: Draft) -> None:
     for number, site in enumerate(sites):
         job.tick(number, len(sites))
         result = _curve(MeasuredSite(job, unit.index, site))
+        job.transfers.count(to_host=result.order.nbytes + result.damage.nbytes)
         tensors |= {order_name(site): result.order, damage_name(site): result.damage}
     save_bundle(draft.path(Curve.curves), tensors)
 

@@ -22,6 +22,7 @@ from strucprune_core.method.training.distillation import DistillationStatus, has
 from strucprune_core.method.training.schedule import rate_factor
 from strucprune_core.models.backward import layer_gradients
 from strucprune_core.models.forward import micro_batches
+from strucprune_core.models.layers_ahead import Alive
 from strucprune_core.models.output_gradients import kl_gradients
 from strucprune_core.models.pruned_weights import SiteSolution, as_stored
 from strucprune_core.models.tensors import layer_tensors, tensor_name
@@ -156,12 +157,12 @@ class _Model:
         shape = (layers + 1, *tokens.shape, self._config.hidden_size)
         states = temporary_array(self._job.scratch, shape)
         embed(self._job.dense, tokens, states[0])
-        for layer in range(layers):
-            weights = self._weights(layer, self._states.matrices(layer))
+        for layer, weights in self._given.in_turn(range(layers), self._read):
             for batch in self._batches(len(rows)):
                 x = self._on_device(states[layer, batch])
                 output = self._given.forward_layer(layer, x, weights).hidden
-                states[layer + 1, batch] = output.cpu().numpy()
+                states[layer + 1, batch] = self._given.to_host(output)
+            del weights
             self._job.tick(layer, 2 * layers)
         yield states
 
@@ -180,13 +181,18 @@ class _Model:
                 self._on_device(inputs[batch]),
                 self._on_device(flow[batch]),
             )
-            before[batch] = at_input.cpu().numpy()
+            before[batch] = self._given.to_host(at_input)
             for role, gradient in gradients.items():
                 total[role] += gradient
         for role, state in states.items():
             state.update(total[role], step, rate)
         self._states.save(layer, states)
         return before
+
+    def _read(self, layer: int, alive: Alive) -> dict[str, Tensor]:
+        """All of a layer's tensors, to run forward."""
+        alive()
+        return self._weights(layer, self._states.matrices(layer))
 
     def _weights(self, layer: int, matrices: dict[str, Tensor]) -> dict[str, Tensor]:
         """All of a layer's tensors: its matrices in training, and the rest as it was."""
@@ -199,6 +205,7 @@ class _Model:
         """A layer's solution file: what belongs to its sites, and the other matrices."""
         solutions: Solved = []
         others = {role: weight.cpu() for role, weight in trained.items()}
+        self._job.transfers.count(to_host=sum(weight.nbytes for weight in trained.values()))
         for site in self._pruned.sites(layer):
             solution = SiteSolution(
                 self._pruned.repaired(layer, site).kept,
@@ -213,7 +220,7 @@ class _Model:
         return micro_batches(sequences, length, self._job.tiles.micro_batch_tokens)
 
     def _on_device(self, rows: Rows) -> Tensor:
-        return torch.from_numpy(np.array(rows)).to(self._job.device)
+        return self._given.load(rows)
 
     def _flat(self, rows: Rows) -> Rows:
         return np.asarray(rows).reshape(-1, self._config.hidden_size)

@@ -27,16 +27,17 @@ def expert_probe(job: Job, unit: Unit, draft: Draft) -> None:
     numbers = measured_steps(job.config, job.spec.pruning)
     kept = [kept_after(job, steps) for steps in numbers]
     runs = [np.asarray(job.units.array(Capture(0).probe_input)) for _ in numbers]
-    for layer in range(job.config.layers):
-        weights = job.dense.layer(layer)
+    for layer, weights in job.dense.layers(range(job.config.layers)):
         if experts_of(job.config, layer) is None:
-            together = pass_layer(job, job.dense, layer, weights, np.concatenate(runs))
+            together = np.concatenate(runs)
+            pass_layer(job, job.dense, layer, weights, together, together)
             runs = np.split(together, len(runs))
         else:
             runs = [
                 masked_layer(job, layer, weights, stay[layer], hidden)
                 for stay, hidden in zip(kept, runs, strict=True)
             ]
+        del weights
         job.tick(layer, job.config.layers)
     kls = divergences_from_dense(job, Capture(job.config.layers - 1).hidden, runs)
     draft.record(ExpertProbeValues(list(zip(numbers, kls, strict=True))))

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from strucprune_core.method.allocation.energies import gradient_energy
 from strucprune_core.models.backward import backward_layer
 from strucprune_core.models.output_gradients import loss_gradients
+from strucprune_core.models.panels import LayerWeights
 from strucprune_core.plan.graph import Unit, probe_groups
 from strucprune_core.run.artifacts import Capture, Gradient, GradientValues, OfKind, Tokens
 from strucprune_core.run.context import Job
@@ -24,9 +25,11 @@ def gradient(job: Job, unit: Unit, draft: Draft) -> None:
     group = probe_groups(job.config.layers)[unit.index]
     flow = _entering(job, unit.index, group)
     energies: list[OfKind] = []
-    for done, layer in enumerate(reversed(group)):
-        of_layer, flow = _layer(job, layer, flow)
+    layers = job.dense.in_turn(reversed(group), job.dense.whole_layer)
+    for done, (layer, weights) in enumerate(layers):
+        of_layer, flow = _layer(job, layer, weights, flow)
         energies += of_layer
+        del weights
         job.tick(done, len(group))
     if group.start > 0:
         np.save(draft.path(Gradient.flow), flow)
@@ -56,9 +59,8 @@ def _at_the_end(job: Job) -> Rows:
     return flow
 
 
-def _layer(job: Job, layer: int, flow: Rows) -> tuple[list[OfKind], Rows]:
+def _layer(job: Job, layer: int, weights: LayerWeights, flow: Rows) -> tuple[list[OfKind], Rows]:
     """(energies, gradient at the layer's input), a window at a time."""
-    weights = job.dense.whole_layer(layer)
     inputs = job.units.array(Capture(layer).probe_input)
     before = np.empty_like(flow)
     squares: dict[str, list[NDArray[np.float32]]] = {}
@@ -66,9 +68,11 @@ def _layer(job: Job, layer: int, flow: Rows) -> tuple[list[OfKind], Rows]:
     for window in range(len(flow)):
         rows = slice(window, window + 1)
         result = backward_layer(job.dense, layer, weights, inputs[rows], flow[rows])
-        before[rows] = result.at_input.cpu().numpy()
+        before[rows] = job.dense.to_host(result.at_input)
         for kind, gradients in result.at_outputs:
-            squares.setdefault(kind, []).append(gradients[0, :-1].square().sum(-1).cpu().numpy())
+            squares.setdefault(kind, []).append(
+                job.dense.to_host(gradients[0, :-1].square().sum(-1))
+            )
             width[kind] = gradients.shape[-1]
     energies = [
         OfKind(layer, kind, gradient_energy(np.concatenate(squares[kind]), width[kind]))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from strucprune_core.errors import NumericalFailure
 from strucprune_core.evaluation.model_check import check_model
+from strucprune_core.models.devices import matrix_products_in
 from strucprune_core.models.tiles import VERIFY_SEQUENCES, VERIFY_TOKENS
 from strucprune_core.plan.graph import Unit
 from strucprune_core.plan.sites import tried_experts
@@ -25,7 +26,8 @@ def model_check(job: Job, unit: Unit, draft: Draft) -> None:
         StrucPruneError: see `evaluation.model_check` and `evaluation.generic_check`.
     """
     try:
-        found = _checked(job)
+        with matrix_products_in("float32"):
+            found = _checked(job)
     except NumericalFailure:
         check_weights(job)  # Where a tensor is at fault, the error is to name it.
         raise
@@ -40,24 +42,26 @@ def _checked(job: Job) -> dict[str, Any]:
 
     if job.config.generic is None:
         return check_model(
-            job.dense,
+            job.dense.in_float32,
             job.index.config_bytes,
             set(job.index.tensors),
             seed,
             tick,
             sequences=VERIFY_SEQUENCES,
             length=length,
+            computing=job.dense,
         )
     # transformers takes seconds and 100 MB to import: only here.
     from strucprune_core.evaluation.generic_check import check_generic_model
 
     return check_generic_model(
-        job.dense,
+        job.dense.in_float32,
         seed,
         tick,
         sequences=VERIFY_SEQUENCES,
         length=length,
         removing=_experts_check(job) if job.removes_experts else None,
+        computing=job.dense,
     )
 
 
@@ -66,7 +70,7 @@ def _experts_check(job: Job) -> ExpertsCheck:
     from strucprune_core.evaluation.experts_check import ExpertsCheck
 
     return ExpertsCheck(
-        job.dense,
+        job.dense.in_float32,
         tried_experts(job.spec.pruning, job.config),
         job.spec.calibration.seed,
         equally=job.spec.pruning.keeps_equal_experts,

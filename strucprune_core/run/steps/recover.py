@@ -76,7 +76,7 @@ class _Layer(ABC):
         file, model = job.units.path(Solve(index).solution), PrunedModel(job)
         self._solved = [(site, load_solution(file, site)) for site in model.sites(index)]
         self._stream = job.stream(model.config, model.solved_source())
-        self._dense = job.dense.whole_layer(index)
+        self._dense = job.dense.in_float32.whole_layer(index)  # What is trained is float32.
         self._pruned = prune_layer(self._dense, self._solved)
         self._trained = recovered_roles(model.config, index)
 
@@ -116,12 +116,13 @@ class _Layer(ABC):
             part(slice(train, None)),
             RecoveryOptions(steps=steps, seed=self._index),
             lambda: self._job.tick(steps + next(done), 3 * steps),
+            self._job.dense.load,
         )
 
     def solution(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The layer's solution file with the FFN's weights as they are now."""
         solutions: Solved = []
-        others = {role: trained[role].cpu() for role in self._trained}
+        others = {role: self._host_tensor(trained[role]) for role in self._trained}
         for site, solution in self._solved:
             if site.kind == "ffn":
                 solution = SiteSolution(
@@ -146,7 +147,14 @@ class _Layer(ABC):
         return dense, dense if len(self._before) == 1 else self._load(self._before[1, rows])
 
     def _load(self, rows: Rows) -> Tensor:
-        return torch.from_numpy(np.array(rows)).to(self._job.device)
+        return self._job.dense.load(rows)
+
+    def _to_host(self, values: Tensor) -> Rows:
+        return self._job.dense.to_host(values)
+
+    def _host_tensor(self, values: Tensor) -> Tensor:
+        self._job.transfers.count(to_host=values.nbytes)
+        return values.cpu()
 
     def _steps(self) -> int:
         spec = self._job.spec.pruning.recover
@@ -167,7 +175,7 @@ class _Halves(_Layer):
 
     def __init__(self, job: Job, index: int, before: Rows) -> None:
         super().__init__(job, index, before)
-        self._decoder = Decoder(job.config)
+        self._decoder = Decoder(job.config, job.dtype)
         self._dense_block = job.config.blocks[index]
         self._block_shape = self._stream.config.blocks[index]
         arrays = temporary_array(job.scratch, (3, *before.shape[1:]))
@@ -182,12 +190,12 @@ class _Halves(_Layer):
             residual, source = self._decoder.attention_half(self._dense_block, dense, self._dense)
             added = self._decoder.ffn_half(self._dense_block, source, self._dense)
             output = self._decoder.join(self._dense_block, residual, added, self._dense)
-            weights[rows] = token_weights(output).cpu().numpy()
+            weights[rows] = self._to_host(token_weights(output))
             wanted = residual + added
             residual, source = self._decoder.attention_half(self._block_shape, pruned, self._pruned)
-            self._residuals[rows] = residual.cpu().numpy()
-            self._sources[rows] = source.cpu().numpy()
-            self._targets[rows] = (wanted - residual).cpu().numpy()
+            self._residuals[rows] = self._to_host(residual)
+            self._sources[rows] = self._to_host(source)
+            self._targets[rows] = self._to_host(wanted - residual)
             self._prepared(rows)
         return Tokens(self._sources, self._targets, weights)
 
@@ -205,17 +213,17 @@ class _Halves(_Layer):
         for rows in self._batches():
             dense, pruned = self._streams(rows)
             trace = self._decoder.forward_layer(self._dense_block, dense, self._dense)
-            streams[0, rows] = trace.hidden.cpu().numpy()
+            streams[0, rows] = self._to_host(trace.hidden)
             if len(streams) > 1 and not self._trained:
                 whole = self._stream.forward_layer(self._index, pruned, weights)
-                streams[1, rows] = whole.hidden.cpu().numpy()
+                streams[1, rows] = self._to_host(whole.hidden)
             elif len(streams) > 1:
                 source, residual = (
                     self._load(part[rows]) for part in (self._sources, self._residuals)
                 )
                 added = self._decoder.ffn_half(self._block_shape, source, weights)
                 output = self._decoder.join(self._block_shape, residual, added, weights)
-                streams[1, rows] = output.cpu().numpy()
+                streams[1, rows] = self._to_host(output)
             self._finished(rows)
 
 
@@ -238,8 +246,8 @@ class _Whole(_Layer):
         for rows in self._batches():
             dense, pruned = self._streams(rows)
             output = self._run(dense, self._dense)
-            weights[rows] = token_weights(output).cpu().numpy()
-            targets[rows] = (output - pruned)[..., : self._width].cpu().numpy()
+            weights[rows] = self._to_host(token_weights(output))
+            targets[rows] = self._to_host((output - pruned)[..., : self._width])
             self._prepared(rows)
         return Tokens(inputs, targets, weights)
 
@@ -253,10 +261,10 @@ class _Whole(_Layer):
         weights = {**self._pruned, **trained}
         for rows in self._batches():
             dense, pruned = self._streams(rows)
-            streams[0, rows] = self._run(dense, self._dense).cpu().numpy()
+            streams[0, rows] = self._to_host(self._run(dense, self._dense))
             if len(streams) > 1:
                 whole = self._stream.forward_layer(self._index, pruned, weights)
-                streams[1, rows] = whole.hidden.cpu().numpy()
+                streams[1, rows] = self._to_host(whole.hidden)
             self._finished(rows)
 
     def _run(self, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:

@@ -89,7 +89,7 @@ class _Layer:
         self._job, self._index, self._before, self._after = job, index, before, after
         self._model = PrunedModel(job)
         self._block = self._model.config.blocks[index]
-        self._decoder = Decoder(self._model.config)
+        self._decoder = Decoder(self._model.config, job.dtype)
         self._role = down_role(self._model.config, index)
         self._name = tensor_name(job.config, index, self._role)
 
@@ -98,7 +98,7 @@ class _Layer:
         weights = self._job.dense.layer(self._index)
         for rows in self._batches(range(self._before.shape[1])):
             trace = self._job.dense.run_layer(self._index, weights, self._before[0, rows])
-            self._after[0, rows] = trace.hidden.cpu().numpy()
+            self._after[0, rows] = self._job.dense.to_host(trace.hidden)
             self._job.tick(rows.stop, 3 * self._before.shape[1])
 
     def solve(self) -> Tensor:
@@ -125,9 +125,10 @@ class _Layer:
                 wanted -= weights[bias]
             token = self._weights_of(rows)
             sums.add(inputs["ffn"].rows, token)
-            add_product(cross, wanted * (token / total)[:, None], inputs["ffn"].rows, step, buffer)
+            seen = inputs["ffn"].rows.float()
+            add_product(cross, wanted * (token / total)[:, None], seen, step, buffer)
             job.tick(self._before.shape[1] + rows.stop, 3 * self._before.shape[1])
-            del inputs, residual, source, wanted
+            del inputs, residual, source, wanted, seen
         sums.finish(total)
         solution = room.matrix(d, width, torch.float32)
         kept = torch.arange(width, device=job.device)
@@ -146,7 +147,7 @@ class _Layer:
         weights = stream.layer(self._index)
         for rows in self._batches(range(self._before.shape[1])):
             trace = stream.run_layer(self._index, weights, self._before[1, rows])
-            self._after[1, rows] = trace.hidden.cpu().numpy()
+            self._after[1, rows] = self._job.dense.to_host(trace.hidden)
             self._job.tick(2 * self._before.shape[1] + rows.stop, 3 * self._before.shape[1])
 
     def solution(self, weight: Tensor | None) -> dict[str, Tensor]:
@@ -157,11 +158,16 @@ class _Layer:
         for site in sites:
             solution = self._model.solved(self._index, site)
             if weight is not None and site.output.role == self._role:
-                solution = SiteSolution(solution.kept, weight.cpu(), solution.trained)
+                solution = SiteSolution(solution.kept, self._host(weight), solution.trained)
             solutions.append((site, solution))
         if weight is not None and all(site.output.role != self._role for site in sites):
-            others = {self._role: self._as_stored(weight.cpu())}
+            others = {self._role: self._as_stored(self._host(weight))}
         return solution_tensors(solutions) | other_tensors(others)
+
+    def _host(self, weight: Tensor) -> Tensor:
+        if self._job.panels.fits(weight.shape[1]):
+            self._job.transfers.count(to_host=weight.nbytes)
+        return weight.cpu()
 
     def _held_out_error(self, weight: Tensor | None) -> float | None:
         stream = self._stream(weight)
@@ -210,4 +216,4 @@ class _Layer:
             yield slice(sequences.start + rows.start, sequences.start + rows.stop)
 
     def _load(self, rows: Rows) -> Tensor:
-        return torch.from_numpy(np.array(rows)).to(self._job.device)
+        return self._job.dense.load(rows)

@@ -71,7 +71,6 @@ from strucprune_core.report.task_retention import retention
 from strucprune_core.run import artifacts
 from strucprune_core.run.card import card_of, loading_of
 from strucprune_core.run.context import Job
-from strucprune_core.run.environment import environment_of
 from strucprune_core.run.expert_choice import scores_of, seen_of
 from strucprune_core.run.manifest import Manifest
 from strucprune_core.run.measured_site import MeasuredSite
@@ -124,7 +123,7 @@ def _report(job: Job) -> Report:
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         model=_model(job),
         spec=job.spec.model_dump(mode="json"),
-        environment=environment_of(job.device),
+        environment=job.environment,
         before=before,
         after=after,
         sparsity=SparsitySummary(
@@ -151,7 +150,7 @@ def _report(job: Job) -> Report:
         tasks=_tasks(job),
         speed=_speed(job),
         memory=_memory(job),
-        phases=phase_times(_whole_graph(job), job.workspace),
+        phases=phase_times(_whole_graph(job), job.workspace, job.predicted_seconds),
         model_check=ModelCheck(**asdict(job.units.values(artifacts.ModelCheck()))),
         verification=_verification(job, artifacts.Verify()),
         exports=[_export(job, export) for export in job.spec.pruning.exports],

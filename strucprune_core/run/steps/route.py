@@ -48,7 +48,7 @@ def route(job: Job, unit: Unit, draft: Draft) -> None:
         given, found = hidden[sequences.start : sequences.stop], output[sequences.start :]
         batches = run_batches(job.dense, this.layer, weights, given, job.scratch, job.safe_point)
         for batch, trace in batches:
-            found[batch] = trace.hidden.cpu().numpy()
+            job.dense.put(found, batch, trace.hidden)
             del trace  # Not beside the next micro-batch's.
             job.tick(sequences.start + batch.stop, samples)
 

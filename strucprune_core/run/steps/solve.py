@@ -14,7 +14,7 @@ from strucprune_core.models.pruned_weights import SiteSolution
 from strucprune_core.plan.graph import Unit
 from strucprune_core.run.artifacts import AdmmValues, Solve, SolvedSite, SolveValues
 from strucprune_core.run.context import Job
-from strucprune_core.run.measured_site import MeasuredSite, Solved
+from strucprune_core.run.measured_site import MeasuredSite, Solved, count_solved
 from strucprune_core.run.pruned_model import PrunedModel
 from strucprune_core.run.solutions import solution_tensors
 from strucprune_core.run.workspace import Draft
@@ -34,6 +34,7 @@ def solve(job: Job, unit: Unit, draft: Draft) -> None:
             MeasuredSite(job, layer, site), model.width(layer, site)
         )
         solved.append((site, solution))
+    count_solved(job, solved)
     save_bundle(draft.path(Solve.solution), solution_tensors(solved))
     draft.record(SolveValues(values))
 
@@ -100,7 +101,7 @@ def _held_out_error(measured: MeasuredSite, solution: SiteSolution) -> float | N
     return relative_error_by_panels(
         measured.holdout_matrix(),
         whole,
-        DeviceMatrix(weight) if fits else HostMatrix(weight.numpy(), job.device),
+        DeviceMatrix(weight) if fits else HostMatrix(weight.numpy(), job.device, job.transfers),
         columns,
         job.room,
     )

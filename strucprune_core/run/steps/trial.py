@@ -10,7 +10,7 @@ from strucprune_core.plan.graph import Unit
 from strucprune_core.run.artifacts import Capture, Price, Trial, TrialValues
 from strucprune_core.run.context import Job
 from strucprune_core.run.layer_variants import divergences_from_dense, run_layer
-from strucprune_core.run.measured_site import MeasuredSite, Solved
+from strucprune_core.run.measured_site import MeasuredSite, Solved, count_solved
 from strucprune_core.run.solutions import solution_tensors
 from strucprune_core.run.workspace import Draft
 
@@ -24,13 +24,16 @@ def trial(job: Job, unit: Unit, draft: Draft) -> None:
     this = Trial(unit.round, unit.index)
     solved = _solved(job, this)
     weights = job.dense.layer(this.layer)
-    hidden = run_layer(job, this.layer, weights, solved, job.units.array(this.entering))
+    entering = job.units.array(this.entering)
+    hidden = np.empty(entering.shape, dtype=np.float32)
+    run_layer(job, this.layer, weights, solved, entering, hidden)
     kl: float | None = None
     if this.layer == job.config.layers - 1:
         (kl,) = divergences_from_dense(job, Capture(this.layer).hidden, [hidden])
     else:
         np.save(draft.path(Trial.stream), hidden)
     if this.round < job.spec.pruning.rounds:  # The last round is not reviewed.
+        count_solved(job, solved)
         save_bundle(draft.path(Trial.solution), solution_tensors(solved))
     draft.record(TrialValues(kl))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from strucprune_core.evaluation.reload_check import compare_with_transformers
+from strucprune_core.models.devices import matrix_products_in
 from strucprune_core.models.tiles import VERIFY_SEQUENCES, VERIFY_TOKENS
 from strucprune_core.plan.graph import Unit
 from strucprune_core.run.artifacts import ReloadValues, Tokens
@@ -22,13 +23,14 @@ def verify(job: Job, unit: Unit, draft: Draft) -> None:
     """
     tokens = np.asarray(job.units.array(Tokens().calibration))
     index, written = reopened(job)
-    result = compare_with_transformers(
-        PrunedModel(job).stream(),
-        written,
-        index.config_bytes,
-        set(index.tensors),
-        tokens[:VERIFY_SEQUENCES, :VERIFY_TOKENS],
-        job.scratch,
-        lambda: job.tick(0, 1),
-    )
+    with matrix_products_in("float32"):
+        result = compare_with_transformers(
+            PrunedModel(job).stream().in_float32,
+            written.in_float32,
+            index.config_bytes,
+            set(index.tensors),
+            tokens[:VERIFY_SEQUENCES, :VERIFY_TOKENS],
+            job.scratch,
+            lambda: job.tick(0, 1),
+        )
     draft.record(ReloadValues(**result))

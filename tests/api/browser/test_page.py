@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -21,6 +22,7 @@ from tests.api.browser.conftest import WEIGHTS, Jobs, made_report
 from tests.support.browser import enter, watched_page
 from tests.support.claims import claim_job
 from tests.support.device_tables import made_table
+from tests.support.rates import RATES
 from tests.support.reports import made_prediction, made_sizes, made_speed
 
 if TYPE_CHECKING:
@@ -276,6 +278,34 @@ def test_what_a_job_will_do_otherwise_is_said(page: Page, jobs: Jobs, model_uri:
     record = jobs.services.ledger.get(page.url.rpartition("/")[2])
     assert record is not None
     assert record.spec["calibration"]["allow_degenerate"] is True
+
+
+def test_a_job_says_how_long_it_takes_and_when_it_starts(
+    page: Page, jobs: Jobs, model_uri: str
+) -> None:
+    ledger = jobs.services.ledger
+    ledger.note_worker("one:1", {"pool": "small", "rates": RATES.model_dump_json()})
+    page.goto("/#/new")
+    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
+    page.get_by_label("Output").fill(f"{jobs.prefix}/out")
+    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
+    page.get_by_label("Sequences").first.fill("4")
+    page.get_by_label("Tokens each").first.fill("32")
+    page.get_by_label("Allow degenerate text").check()
+    times = page.locator(".times")
+    times.get_by_text(re.compile(r"^About (up to )?\d.* seconds? on small$")).wait_for()
+    times.get_by_text("Starts at once.").wait_for()
+    before = times.inner_text()
+    # Live with the form: ten thousand steps of training take longer.
+    page.get_by_text("Quality and limits").click()
+    page.get_by_label("Distillation steps").fill("10000")
+    times.get_by_text(re.compile(r"(minutes|hours|days) on small")).wait_for()
+    assert times.inner_text() != before
+    page.get_by_label("Distillation steps").fill("")
+    page.get_by_role("button", name=SUBMIT).click()
+    page.get_by_text("Predicted on small").wait_for()
+    page.get_by_text("next in the queue · 1 worker is there · Starts at once.").wait_for()
+    ledger.forget_worker("one:1")
 
 
 def test_a_missing_text_is_said_at_its_field(page: Page, jobs: Jobs, model_uri: str) -> None:

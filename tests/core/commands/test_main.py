@@ -12,7 +12,10 @@ import pytest
 
 from strucprune_core import __version__
 from strucprune_core.commands.figures import count, counts, flops, number, size, sizes
+from strucprune_core.evaluation import known_rates
+from strucprune_core.plan.rates import DeviceRates
 from tests.core.commands.calling import call, failed, prune_command, result_of
+from tests.support.rates import RATES
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +264,30 @@ def test_a_missing_model(tmp_path: Path) -> None:
 def test_a_missing_text(tmp_path: Path, tiny_model: Path) -> None:
     shown = call("evaluate", tiny_model, "--text", tmp_path / "nothing.txt").stderr
     assert "): --text: there is no text " in shown
+
+
+def test_an_estimate_says_how_long_it_takes_here(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def known(folder: Path, device: str) -> DeviceRates | None:
+        asked.append(device)
+        return RATES if device == "cpu" else None
+
+    monkeypatch.setattr(known_rates, "known_rates", known)
+    exact = result_of("estimate", tiny_model, "--device", "cpu")
+    assert exact["time"]["device"] == "a processor"
+    assert 0 < exact["time"]["least_seconds"] < exact["time"]["most_seconds"]
+    shown = " ".join(call("estimate", tiny_model, "--device", "cpu").stdout.split())
+    assert "Time, on this machine in all about" in shown
+    assert "on a processor, 1 thread" in shown
+    assert asked == ["cpu", "cpu"]
+    # It cannot be told, or is not to be.
+    assert result_of("estimate", tiny_model, "--device", "cuda")["time"] is None
+    assert "Time" not in call("estimate", tiny_model, "--device", "cuda").stdout
+    assert result_of("estimate", tiny_model, "--no-time")["time"] is None
+    assert asked == ["cpu", "cpu", "cuda", "cuda"]
 
 
 def test_an_estimate_for_people(tiny_model: Path) -> None:

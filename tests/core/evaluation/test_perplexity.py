@@ -11,6 +11,7 @@ import torch
 
 from strucprune_core.evaluation.perplexity import perplexity
 from strucprune_core.models.tiles import Tiles
+from tests.core.models.families import random_model
 from tests.core.models.reference import random_llama, random_tokens, stream_of
 
 WINDOWS = random_tokens(5, 24)
@@ -35,6 +36,26 @@ def test_it_is_the_cross_entropy_of_transformers(tmp_path: Path, tie: bool) -> N
     ]
     assert found == pytest.approx([expected] * 4, rel=1e-5)
     assert found == pytest.approx([found[0]] * 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["opt", "opt-350m", "gpt2", "gemma2"])
+def test_hidden_states_may_stay_on_the_device(tmp_path: Path, variant: str) -> None:
+    """Then nothing but weights crosses, and what is read of the losses."""
+    stream = stream_of(random_model(variant), tmp_path / "model")
+    tiles = Tiles(micro_batch_tokens=50, vocabulary_rows=100)
+    found, crossed = [], []
+    for resident in (0, WINDOWS.size):
+        tiled = replace(stream, tiles=replace(tiles, resident_tokens=resident))
+        found.append(perplexity(tiled, WINDOWS, tmp_path))
+        crossed.append(tiled.transfers.take())
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    config = stream.config
+    states = 4 * WINDOWS.size * config.hidden_size
+    away, there = crossed
+    assert away.to_host - there.to_host == (config.layers + 1) * states
+    # Loaded for each layer and each of six tiles; a table of positions only where it is added.
+    table = 4 * WINDOWS.shape[1] * config.hidden_size if config.names.positions else 0
+    assert away.to_device - there.to_device == (config.layers + 6) * states - table
 
 
 def test_each_window_is_scored_on_its_own(tmp_path: Path) -> None:

@@ -156,6 +156,62 @@ def test_more_memory_never_means_smaller_pieces(tmp_path: Path, text_file: Path)
     assert needs == sorted(needs)
 
 
+GIB = 2**30
+SEVEN_BILLION: dict[str, Any] = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "num_hidden_layers": 32,
+    "vocab_size": 32000,
+}
+
+
+def large_job(limit: int | None, **runtime: Any) -> JobSpec:
+    return tiny_spec(
+        Path("/model"),
+        Path("/text"),
+        Path("/out"),
+        pruning={"sparsity": 0.3},
+        calibration={"samples": 128, "sequence_length": 2048},
+        evaluation={"sequences": 128, "sequence_length": 2048},
+        runtime={"device": "cuda", "device_memory_bytes": limit, **runtime},
+    )
+
+
+def test_a_large_device_is_used() -> None:
+    """Whole layers, whole Gram matrices, many tokens; hidden states stay from layer to layer."""
+    config = shape("llama", **SEVEN_BILLION)
+    plan = plan_job(large_job(20 * GIB), config)
+    assert plan.tiles.whole_layers
+    assert plan.panels == Panels()
+    assert plan.tiles.micro_batch_tokens >= 8192
+    assert plan.tiles.resident_tokens == 128 * 2048
+    assert plan.tiles.vocabulary_rows == config.vocab_size
+    assert plan.device_peak_bytes * MARGIN <= 20 * GIB
+
+
+def test_what_saves_most_copies_is_kept_longest() -> None:
+    """With less memory hidden states go to scratch, then Gram matrices, and layers at last."""
+    config, plans = shape("llama", **SEVEN_BILLION), {}
+    for gib in (20, 4, 2, 1.5):
+        plans[gib] = plan_job(large_job(int(gib * GIB)), config)
+    text = 128 * 2048
+    assert [plan.tiles.resident_tokens >= text for plan in plans.values()] == [True] + 3 * [False]
+    assert [plan.panels == Panels() for plan in plans.values()] == [True, True, False, False]
+    assert [plan.tiles.whole_layers for plan in plans.values()] == [True, True, True, False]
+
+
+def test_more_tokens_than_asked_for_are_never_taken() -> None:
+    plan = plan_job(large_job(20 * GIB, micro_batch_tokens=6000), shape("llama", **SEVEN_BILLION))
+    assert plan.tiles.micro_batch_tokens == 6000
+
+
+def test_nothing_is_known_of_a_device_without_a_limit() -> None:
+    plan = plan_job(large_job(None), shape("llama", **SEVEN_BILLION))
+    assert plan.tiles == Tiles(micro_batch_tokens=4096, weight_rows=1024)
+
+
 @pytest.mark.parametrize("structures", [["layers"], ["attention_blocks", "ffn_blocks"]])
 def test_blocks_alone_need_no_whole_matrices(structures: list[str], text_file: Path) -> None:
     """What is solved behind a removed block is solved in panels, as channels are."""

@@ -331,6 +331,12 @@ def test_plots_take_empty_and_broken_series() -> None:
         (numbers.duration(3599.7), "1 h 00 min"),
         (numbers.duration(4321), "1 h 12 min"),
         (numbers.duration(math.inf), "–"),
+        (numbers.span(0.2, 0.9), "up to 1 second"),
+        (numbers.span(12.0, 40.2), "12 to 41 seconds"),
+        (numbers.span(200, 400), "3 to 7 minutes"),
+        (numbers.span(30, 100), "up to 2 minutes"),
+        (numbers.span(3600, 7200), "1 to 2 hours"),
+        (numbers.span(2 * 86400, 2 * 86400), "2 days"),
     ],
 )
 def test_numbers_read_well(text: str, expected: str) -> None:

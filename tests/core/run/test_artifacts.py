@@ -16,6 +16,7 @@ import torch
 from strucprune_core.calibration.degeneracy import TokenCounts
 from strucprune_core.errors import Stopped
 from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.method.linalg.transfers import Transfers
 from strucprune_core.method.site_statistics import SiteStatistics
 from strucprune_core.models.blocks import Block
 from strucprune_core.plan.graph import Unit, build_experts_graph, build_graph
@@ -183,7 +184,7 @@ def stored(tmp_path: Path, values: dict[str, Any]) -> tuple[Workspace, UnitFiles
                 "price.1", draft, seconds=0.0, host_peak_bytes=0, device_peak_bytes=None
             )
         )
-    return workspace, UnitFiles(workspace, torch.device("cpu"), Panels())
+    return workspace, UnitFiles(workspace, torch.device("cpu"), Panels(), Transfers())
 
 
 def test_values_are_read_as_they_are_after_the_unit_was_done_again(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from strucprune_core.errors import Stopped
@@ -38,6 +40,28 @@ def test_units_count_by_their_cost(meter: ProgressMeter, seen: list[Progress]) -
     meter.end(UNITS[0])
     assert seen[-1].fraction == pytest.approx(0.99 * 3 / 4)
     assert (seen[-1].layers_done, seen[-1].layers_total) == (1, 1)
+
+
+def test_the_time_left_is_predicted_and_then_corrected(
+    seen: list[Progress], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    units = [Unit(f"solve.{number}", Phase.SOLVING) for number in range(10)]
+    meter = ProgressMeter(seen.append, NeverStop())
+    meter.plan(units, units, {unit.name: 20.0 for unit in units})
+    meter.begin(units[0])
+    assert seen[-1].eta_seconds == pytest.approx(200.0)  # as predicted
+    for unit in units[:5]:  # Each takes half as long.
+        meter.begin(unit)
+        now += 10.0
+        meter.end(unit)
+    # 50 s for 100 s of work, and the prediction for a twentieth of the job, 10 s.
+    assert seen[-1].eta_seconds == pytest.approx(100.0 * (50.0 + 10.0) / (100.0 + 10.0))
+    # What was finished before does not count as done here.
+    meter.plan(units, units[5:], {unit.name: 20.0 for unit in units})
+    meter.begin(units[5])
+    assert seen[-1].eta_seconds == pytest.approx(100.0)
 
 
 def test_a_unit_that_is_being_stored_counts_as_computed(

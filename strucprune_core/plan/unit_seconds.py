@@ -1,0 +1,196 @@
+"""How long each unit takes on a device whose rates were measured. No torch.
+
+    seconds = operations x slowdown / rate of products        (by purpose, in its precision)
+            + weights that are loaded / rate of memory
+            + bytes of them that storage has to send / rate of storage
+            + what every unit of its kind takes beside that
+
+The estimate before a job (`plan.seconds`), its progress while it runs (`run.progress_meter`) and
+the prediction in its report all come from here. Slowdowns and fixed times were seen in jobs on one
+core of a processor: docs/estimates.md has the table, `benchmarks.predicted_time` the command.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from strucprune_core.checkpoint.index import CheckpointIndex
+from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.tensors import expected_tensors, layer_tensors
+from strucprune_core.plan.graph import Unit, distill_units, probe_groups
+from strucprune_core.plan.rates import (
+    LOCAL_BYTES_PER_SECOND,
+    REMOTE_BYTES_PER_SECOND,
+    DeviceRates,
+    Precision,
+)
+from strucprune_core.plan.samples import passes_per_model
+from strucprune_core.plan.sites import plan_sites
+from strucprune_core.plan.work import unit_flops
+from strucprune_core.spec import JobSpec
+from strucprune_core.storage.read_ahead import CACHE_BYTES
+from strucprune_core.storage.uri import parse_uri
+
+# How much slower operations of a purpose run than a product of matrices as large. A pass has
+# attention, norms and activations beside its products, which operations do not count.
+SLOWDOWN: dict[str, float] = {
+    "calibration": 1.5,
+    "grams": 1.2,
+    "curves": 1.8,
+    "solves": 1.5,
+    "probes": 1.5,
+    "trials": 1.5,
+    "reviews": 1.5,
+    "evaluation": 1.5,
+    "gradients": 2.0,
+    "recovery": 2.0,
+    "distillation": 1.8,
+    "blocks": 1.5,
+    "refits": 1.5,
+    "repairs": 1.5,
+    "verification": 2.0,
+    "writing": 2.0,
+    "samples": 2.0,
+    "speed": 2.0,
+}
+# Purposes whose matrices are as wide as what is pruned; those of all others as the hidden states.
+_OF_WIDTH = frozenset({"grams", "curves", "solves"})
+IN_FLOAT64 = frozenset({"curves", "solves"})
+# Seconds that units of a kind take whatever the model: processes, imports, files.
+FIXED_SECONDS: dict[str, float] = {
+    "tokens": 1.5,
+    "model_check": 1.0,
+    "verify": 1.0,
+    "speed": 12.0,
+    "samples": 0.5,
+    "tasks": 1.0,
+    "report": 0.2,
+}
+EVERY_UNIT_SECONDS = 0.02
+# Bytes that loading a parameter moves in memory: it is read, widened to float32, and read again.
+LOADED_BYTES_PER_PARAMETER = 20.0
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """Where a model's weights are read.
+
+    Attributes:
+        size_bytes: Of its files.
+        is_local: Whether they lie on this machine.
+    """
+
+    size_bytes: int
+    is_local: bool
+
+    @classmethod
+    def of(cls, index: CheckpointIndex) -> StoredModel:
+        """That of a checkpoint."""
+        return cls(index.total_bytes, parse_uri(index.store.uri).scheme == "file")
+
+    def bytes_per_second(self, rates: DeviceRates) -> float:
+        """How fast they are read."""
+        if self.is_local:
+            return LOCAL_BYTES_PER_SECOND
+        return rates.read_bytes_per_second or REMOTE_BYTES_PER_SECOND
+
+
+def precision_of(purpose: str) -> Precision:
+    """What operations of a purpose are computed in."""
+    return "float64" if purpose in IN_FLOAT64 else "float32"
+
+
+def unit_seconds(
+    units: Iterable[Unit],
+    spec: JobSpec,
+    config: ModelConfig,
+    panels: Panels,
+    rates: DeviceRates,
+    stored: StoredModel,
+) -> dict[str, float]:
+    """Seconds of units by name, as one process does them one after another.
+
+    Args:
+        units: Units of a job of one size.
+        spec: The job.
+        config: The dense model.
+        panels: The pieces in which matrices are solved.
+        rates: Of the device.
+        stored: Where the model lies.
+    """
+    units = list(units)
+    times = _Times(spec, config, rates, stored)
+    return {
+        unit.name: times.of(unit, work)
+        for unit, work in zip(units, unit_flops(units, spec, config, panels).values(), strict=True)
+    }
+
+
+class _Times:
+    """Seconds of a job's units."""
+
+    def __init__(
+        self, spec: JobSpec, config: ModelConfig, rates: DeviceRates, stored: StoredModel
+    ) -> None:
+        self._spec, self._config, self._rates = spec, config, rates
+        self._layers = [
+            sum(math.prod(shape) for shape in layer_tensors(config, layer).values())
+            for layer in range(config.layers)
+        ]
+        self._whole = sum(math.prod(shape) for shape in expected_tensors(config).values())
+        self._width = max(
+            (
+                place.site.structures * place.site.columns
+                for place in plan_sites(config, spec.pruning)
+            ),
+            default=config.hidden_size,
+        )
+        self._stored_bytes = stored.size_bytes / self._whole
+        self._read_rate = stored.bytes_per_second(rates)
+        self._is_kept = stored.size_bytes <= CACHE_BYTES  # Read once, and near from then on.
+
+    def of(self, unit: Unit, work: Mapping[str, int]) -> float:
+        """Seconds of a unit with these operations by purpose."""
+        computing = sum(count * self._per_operation(purpose) for purpose, count in work.items())
+        loaded = self._loaded(unit)
+        loading = loaded * LOADED_BYTES_PER_PARAMETER / self._rates.memory_bytes_per_second
+        sent = loaded * self._stored_bytes if unit.kind == "weights" or not self._is_kept else 0.0
+        fixed = FIXED_SECONDS.get(unit.kind, 0.0) + EVERY_UNIT_SECONDS
+        return fixed + computing + loading + sent / self._read_rate
+
+    def _per_operation(self, purpose: str) -> float:
+        size = self._width if purpose in _OF_WIDTH else self._config.hidden_size
+        return SLOWDOWN.get(purpose, 1.0) / self._rates.product(precision_of(purpose), size)
+
+    def _loaded(self, unit: Unit) -> float:
+        """Parameters that a unit loads, some of them several times."""
+        match unit.kind:
+            case "capture" | "route" | "trial":
+                return self._layers[unit.index]
+            case "recover" | "refit" | "repair":  # The dense layer and the pruned one.
+                return 2 * self._layers[unit.index]
+            case "probe" | "review" | "block_probe":
+                return sum(self._layers[probe_groups(len(self._layers))[unit.index].start :])
+            case "gradient":
+                group = probe_groups(len(self._layers))[unit.index]
+                return 2 * sum(self._layers[layer] for layer in group)
+            case "distill" if self._spec.pruning.distill is not None:
+                steps = len(distill_units(self._spec.pruning.distill.steps)[unit.index])
+                return 2 * steps * self._whole
+            case "samples":
+                return passes_per_model(self._spec, self._config) * self._whole
+            case "tokens" if unit.name == "tokens" and self._spec.calibration.source == "self":
+                return self._spec.calibration.sequence_length * self._whole
+            case "speed":  # Written for transformers as well as loaded by it.
+                return 3 * self._whole
+            case "solve":
+                return self._layers[unit.index]
+            case "evaluate" | "tasks" | "verify" | "check" | "expert_probe" | "divergence" | "drop":
+                return self._whole
+            case "weights":
+                return self._whole
+            case _:
+                return 0.0

@@ -1,0 +1,162 @@
+"""Times that are predicted from rates: they follow the work, the device and where weights lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from strucprune_core.plan.facts import ModelFacts
+from strucprune_core.plan.inspection import inspect_model
+from strucprune_core.plan.pieces import plan_job
+from strucprune_core.plan.rates import DeviceRates
+from strucprune_core.plan.seconds import MOST, MOST_ON_GPU, START_SECONDS, estimated_seconds
+from strucprune_core.plan.unit_seconds import (
+    EVERY_UNIT_SECONDS,
+    LOADED_BYTES_PER_PARAMETER,
+    SLOWDOWN,
+    StoredModel,
+    unit_seconds,
+)
+from strucprune_core.plan.work import computing_units, unit_flops
+from strucprune_core.run.progress import Phase
+from strucprune_core.spec import JobSpec
+from strucprune_core.storage.local import LocalStore
+from strucprune_core.storage.read_ahead import CACHE_BYTES
+
+# So slow that fixed times do not matter beside computing.
+RATES = DeviceRates(
+    device="a processor",
+    kind="cpu",
+    threads=1,
+    products={"float32": {64: 4e6, 256: 16e6}, "float64": {64: 2e6, 256: 8e6}},
+    memory_bytes_per_second=1e6,
+)
+NEAR = StoredModel(1000, is_local=True)
+
+
+@pytest.fixture
+def facts(tiny_model: Path) -> ModelFacts:
+    return inspect_model(LocalStore(tiny_model))
+
+
+def job(evaluate: bool = True, **pruning: Any) -> JobSpec:
+    body: dict[str, Any] = {
+        "model": {"uri": "/model"},
+        "output": {"uri_prefix": "/out"},
+        "pruning": {"sparsity": 0.25, **pruning},
+        "calibration": {"uri": "/text.txt", "samples": 4, "sequence_length": 64},
+    }
+    if evaluate:
+        body["evaluation"] = {"uri": "/other.txt", "sequences": 4, "sequence_length": 64}
+    return JobSpec.model_validate(body)
+
+
+def seconds_of(
+    spec: JobSpec, facts: ModelFacts, rates: DeviceRates = RATES, stored: StoredModel = NEAR
+) -> dict[str, float]:
+    units = computing_units(spec, facts.config)
+    panels = plan_job(spec, facts.config).panels
+    return unit_seconds(units, spec, facts.config, panels, rates, stored)
+
+
+def test_rates_between_measured_sizes() -> None:
+    assert RATES.product("float32", 64) == pytest.approx(4e6)
+    assert RATES.product("float32", 128) == pytest.approx(8e6)  # halfway, by the logarithm
+    assert RATES.product("float64", 256) == pytest.approx(8e6)
+    # What was not measured is taken from the nearest size, or from float32.
+    assert RATES.product("float32", 1) == pytest.approx(4e6)
+    assert RATES.product("float32", 10**6) == pytest.approx(16e6)
+    assert RATES.product("bfloat16", 64) == pytest.approx(4e6)
+
+
+def test_a_unit_takes_the_time_of_its_operations(facts: ModelFacts) -> None:
+    spec = job()
+    panels = plan_job(spec, facts.config).panels
+    units = computing_units(spec, facts.config)
+    work = unit_flops(units, spec, facts.config, panels)
+    found = seconds_of(spec, facts)
+    assert set(found) == {unit.name for unit in units}
+    # An FFN of 192 channels, in float64.
+    assert found["curve.1"] == pytest.approx(
+        work["curve.1"]["curves"] * SLOWDOWN["curves"] / RATES.product("float64", 192)
+        + EVERY_UNIT_SECONDS
+    )
+    # Hidden states of 64, in float32; and a quarter of the layers' weights is loaded.
+    layer = sum(facts.index.tensors[name].parameters for name in _layer_names(facts))
+    assert found["capture.0"] == pytest.approx(
+        work["capture.0"]["calibration"] * SLOWDOWN["calibration"] / RATES.product("float32", 64)
+        + work["capture.0"]["grams"] * SLOWDOWN["grams"] / RATES.product("float32", 192)
+        + layer * LOADED_BYTES_PER_PARAMETER / RATES.memory_bytes_per_second
+        + EVERY_UNIT_SECONDS
+    )
+
+
+def _layer_names(facts: ModelFacts) -> list[str]:
+    return [name for name in facts.index.tensors if ".layers.0." in name]
+
+
+def test_a_device_twice_as_fast_takes_half_the_time(facts: ModelFacts) -> None:
+    twice = RATES.model_copy(
+        update={
+            "products": {
+                name: {size: 2 * rate for size, rate in sizes.items()}
+                for name, sizes in RATES.products.items()
+            },
+            "memory_bytes_per_second": 2e6,
+        }
+    )
+    slow, fast = seconds_of(job(), facts), seconds_of(job(), facts, twice)
+    for name in ("capture.2", "curve.0", "probe.0", "solve.3", "evaluate.dense"):
+        fixed = EVERY_UNIT_SECONDS
+        assert slow[name] - fixed == pytest.approx(2 * (fast[name] - fixed))
+
+
+def test_far_weights_take_the_time_of_the_network(facts: ModelFacts) -> None:
+    small = StoredModel(CACHE_BYTES, is_local=False)
+    large = StoredModel(2 * CACHE_BYTES, is_local=False)
+    near = seconds_of(job(), facts)
+    unknown = seconds_of(job(), facts, stored=small)
+    known = seconds_of(job(), facts, RATES.model_copy(update={"read_bytes_per_second": 1e6}), small)
+    assert near["weights"] < unknown["weights"] < known["weights"]
+    assert known["weights"] - near["weights"] == pytest.approx(CACHE_BYTES / 1e6, rel=1e-3)
+    # A model that fits the cache is not sent again.
+    assert known["capture.0"] == pytest.approx(near["capture.0"], rel=1e-6)
+    again = seconds_of(job(), facts, RATES.model_copy(update={"read_bytes_per_second": 1e6}), large)
+    assert again["capture.0"] > near["capture.0"] + 1.0
+
+
+def test_a_job_takes_what_its_units_take(facts: ModelFacts) -> None:
+    spec = job()
+    found = estimated_seconds(spec, facts, RATES)
+    assert found.seconds == pytest.approx(
+        START_SECONDS + sum(seconds_of(spec, facts, stored=StoredModel.of(facts.index)).values()),
+        abs=0.1,
+    )
+    assert found.seconds == pytest.approx(sum(found.phases.values()), abs=0.5)
+    assert found.least_seconds < found.seconds < found.most_seconds
+    assert found.most_seconds == pytest.approx(MOST * found.seconds, abs=0.1)
+    assert (found.device, found.threads, found.workers) == ("a processor", 1, 1)
+    without = estimated_seconds(job(evaluate=False), facts, RATES)
+    assert Phase.EVALUATING in found.phases
+    assert without.phases.get(Phase.EVALUATING, 0.0) < found.phases[Phase.EVALUATING]
+
+
+def test_no_job_has_shown_how_good_the_prediction_is_on_a_gpu(facts: ModelFacts) -> None:
+    found = estimated_seconds(job(), facts, RATES.model_copy(update={"kind": "cuda"}))
+    assert found.most_seconds == pytest.approx(MOST_ON_GPU * found.seconds, abs=0.1)
+
+
+def test_what_sizes_share_is_done_once(facts: ModelFacts) -> None:
+    one = estimated_seconds(job(), facts, RATES)
+    two = estimated_seconds(job(sparsity=None, sizes=[0.25, 0.4]), facts, RATES)
+    assert two.phases[Phase.CALIBRATING] == one.phases[Phase.CALIBRATING]
+    assert two.phases[Phase.SOLVING] > 1.5 * one.phases[Phase.SOLVING]
+
+
+def test_each_try_takes_its_time(facts: ModelFacts) -> None:
+    one = estimated_seconds(job(), facts, RATES)
+    target = {"max_perplexity_ratio": 1.1, "tries": 3}
+    searching = estimated_seconds(job(sparsity=None, target=target).at(0.25), facts, RATES)
+    assert searching.phases[Phase.SOLVING] > 3.5 * one.phases[Phase.SOLVING]
