@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strucprune_core.errors import ObjectNotFound, Stopped
+from strucprune_core.method.linalg.transfers import Transfers
 from strucprune_core.plan.graph import Unit, build_graph
 from strucprune_core.run import following, runner
 from strucprune_core.run.artifacts import Capture, File
@@ -250,9 +251,9 @@ class World:
         sizes = SimpleNamespace(
             graph=GRAPH,
             workspace=workspace,
-            costs=lambda: {unit.name: 1.0 for unit in GRAPH},
+            predicted_seconds={unit.name: 1.0 for unit in GRAPH},
             of=lambda unit: (job, unit),
-            first=SimpleNamespace(size=""),
+            first=SimpleNamespace(size="", transfers=Transfers()),
         )
         meter = SimpleNamespace(
             plan=lambda *given: None,
