@@ -1,7 +1,7 @@
 """Classes of workers: those of one pool with the same device, and how fast such a device is.
 
-Workers measure their device when they start (`worker.presence`). A class is known while one of its
-workers is there. Times of jobs are predicted for each class.
+Workers measure their device when they start (`worker.presence`). A class stays known for a month
+after its last worker, since pools may be scaled to none. Times are predicted for each class.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class WorkerClass:
     Attributes:
         name: Of the pool, with the device where that is needed to tell classes apart.
         pool: Of the deployment; "" if its workers name none.
-        workers: How many are there.
+        workers: How many are there, perhaps none.
         rates: The median of what they measured.
     """
 
@@ -58,23 +58,36 @@ class WorkerClasses:
         with self._lock:
             if self._clock() - self._read_at >= KEPT_SECONDS:
                 try:
-                    self._found = classes_of(self._ledger.workers())
+                    self._found = classes_of(self._ledger.workers(), self._ledger.past_classes())
                 except LedgerUnavailable:
                     self._found = []
                 self._read_at = self._clock()
             return self._found
 
 
-def classes_of(workers: Iterable[WorkerRecord]) -> list[WorkerClass]:
-    """The classes of some workers; those that could measure nothing are left out."""
+def classes_of(
+    workers: Iterable[WorkerRecord], past: Iterable[tuple[str, DeviceRates]] = ()
+) -> list[WorkerClass]:
+    """The classes of workers that are there; those that could measure nothing are left out.
+
+    Args:
+        workers: They.
+        past: Pools and rates of workers that were there.
+    """
+    gone = {(pool, rates.device, rates.threads): rates for pool, rates in past}
     alike: dict[tuple[str, str, int], list[WorkerRecord]] = {}
     for worker in workers:
         if worker.rates is not None:
             mark = (worker.pool, worker.rates.device, worker.rates.threads)
             alike.setdefault(mark, []).append(worker)
-    names = _names(list(alike))
+    names = _names([*{**gone, **alike}])
     found = [
         WorkerClass(names[mark], mark[0], len(each), _median(each)) for mark, each in alike.items()
+    ]
+    found += [
+        WorkerClass(names[mark], mark[0], 0, rates)
+        for mark, rates in gone.items()
+        if mark not in alike
     ]
     return sorted(found, key=lambda one: (-one.workers, one.name))[:MOST_CLASSES]
 

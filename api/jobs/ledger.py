@@ -50,6 +50,7 @@ from api.jobs.record import (
 from api.jobs.seats import HELP_FAILURES, YIELD_SECONDS, Seats
 from api.jobs.state import HELD, TERMINAL, TRANSITIONS, JobState
 from strucprune_core.errors import StrucPruneError
+from strucprune_core.plan.rates import DeviceRates
 
 # Newest events kept of a job: some 200 kB (about 10 bytes of Redis memory for each byte of JSON).
 EVENTS_KEPT = 1000
@@ -61,6 +62,8 @@ LABELS_LOOKED_AT = 1000
 RESERVATION_SECONDS = 60.0
 # A worker that is silent for so long is no longer counted. It speaks every ten seconds.
 WORKER_SECONDS = 60.0
+# How long the rates of a class of workers stay known: a pool may be scaled to none for weeks.
+CLASS_SECONDS = 30 * 86400.0
 # Jobs that are looked at to say when another one starts.
 OUTLOOK_JOBS = 200
 # If Redis does not answer, a request fails with `LedgerUnavailable` after three quick tries.
@@ -83,6 +86,7 @@ Events = list[JobEvent]
 LogLines = list[LogLine]
 Ends = list[tuple[str, int]]
 Workers = list[WorkerRecord]
+Classes = list[tuple[str, DeviceRates]]
 Finished = Literal[JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
 Stop = Literal["cancel", "pause", "resume"]
 
@@ -505,7 +509,7 @@ class Ledger:
     def note_worker(self, name: str, fields: Mapping[str, str]) -> None:
         """Note that a worker is there, and what it says of itself (see `WorkerRecord`)."""
         flat = [text for pair in fields.items() for text in pair]
-        self._run("note_worker", name, WORKER_SECONDS, *flat)
+        self._run("note_worker", name, WORKER_SECONDS, CLASS_SECONDS, *flat)
 
     def forget_worker(self, name: str) -> None:
         """Note that a worker has ended."""
@@ -514,6 +518,15 @@ class Ledger:
     def workers(self) -> Workers:
         """The workers that are there, by name."""
         return [decode_worker(*each) for each in json.loads(self._run("workers", WORKER_SECONDS))]
+
+    def past_classes(self) -> Classes:
+        """Pools that have had a worker within the last month, with the rates of its device."""
+        with answering():
+            found: Any = self._client.hgetall(self._key("classes"))
+        return [
+            (json.loads(mark)[0], DeviceRates.model_validate_json(rates))
+            for mark, rates in sorted(found.items())
+        ]
 
     def outlook(
         self, job_id: str, tenant: str, priority: Priority, limits: RunningLimits

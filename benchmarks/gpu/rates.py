@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-
 import torch
 
-from strucprune_core.evaluation.device_rates import DTYPES, clock_of, product_rate
+from strucprune_core.evaluation.device_rates import clock_of, product_rate
+from strucprune_core.plan.rates import Precision
 
 SIZE = 8192
 
@@ -22,19 +19,8 @@ def wait_for(device: str) -> None:
 def product_rates(device: str, size: int = SIZE) -> dict[str, float]:
     """Operations per second of a product of two square matrices by precision; medians."""
     place = torch.device(device)
-    rate = partial(product_rate, place, size=size, clock=clock_of(place, torch.get_num_threads()))
-    rates: dict[str, float] = {name: rate(dtype=dtype) for name, dtype in DTYPES.items()}
+    clock = clock_of(place, torch.get_num_threads())
+    precisions: list[Precision] = ["float64", "float32", "bfloat16"]
     if place.type == "cuda":
-        with _tf32():
-            rates["tf32"] = rate(dtype=torch.float32)
-    return rates
-
-
-@contextmanager
-def _tf32() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+        precisions.append("tf32")
+    return {name: product_rate(place, name, size, clock) for name in precisions}

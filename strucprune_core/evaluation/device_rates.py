@@ -16,7 +16,12 @@ from functools import cache
 import torch
 
 from strucprune_core.errors import InvalidSpec
-from strucprune_core.models.devices import choose_device, device_name
+from strucprune_core.models.devices import (
+    choose_device,
+    device_name,
+    matrix_products_in,
+    solve_dtype,
+)
 from strucprune_core.plan.rates import DeviceRates, Precision
 
 SIZES = (128, 256, 512, 1024, 2048, 4096, 8192)
@@ -46,14 +51,15 @@ def measured_rates(device: torch.device, threads: int) -> DeviceRates:
     """
     clock = clock_of(device, threads)
     precisions: list[Precision] = ["float32", "float64"]
-    if device.type == "cuda":
-        precisions.append("bfloat16")  # Processors without the instructions take minutes for it.
+    if device.type == "cuda":  # Processors without the instructions take minutes for bfloat16.
+        precisions += ["bfloat16", "tf32"]
     try:
         return DeviceRates(
             device=device_name(device),
             kind="cuda" if device.type == "cuda" else "cpu",
             threads=threads,
-            products={each: _products(device, DTYPES[each], clock) for each in precisions},
+            products={each: _products(device, each, clock) for each in precisions},
+            solves_in="float64" if solve_dtype(device) == torch.float64 else "float32",
             memory_bytes_per_second=_memory(device, clock),
         )
     finally:
@@ -74,20 +80,20 @@ def clock_of(device: torch.device, threads: int) -> Callable[[], float]:
 
 
 def _products(
-    device: torch.device, dtype: torch.dtype, clock: Callable[[], float]
+    device: torch.device, precision: Precision, clock: Callable[[], float]
 ) -> dict[int, float]:
     found: dict[int, float] = {}
     rate = _FIRST_GUESS
     for size in SIZES:
         if found and (RUNS + 1) * 2 * size**3 / rate > MOST_SECONDS:
             break
-        rate = found[size] = product_rate(device, dtype, size, clock, rate)
+        rate = found[size] = product_rate(device, precision, size, clock, rate)
     return found
 
 
 def product_rate(
     device: torch.device,
-    dtype: torch.dtype,
+    precision: Precision,
     size: int,
     clock: Callable[[], float],
     guess: float = _FIRST_GUESS,
@@ -96,21 +102,23 @@ def product_rate(
 
     Args:
         device: Where.
-        dtype: Of the matrices.
+        precision: In which they are multiplied.
         size: Their rows and columns.
         clock: Seconds; on a GPU, those at which all was done that it was asked for.
         guess: About what it will be, by which short products are repeated.
     """
+    dtype = DTYPES.get(precision, torch.float32)
     left, right = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))
-    out = torch.mm(left, right)
     work = 2 * size**3
     repeats = max(1, round(_LEAST_SECONDS * guess / work))
+    with matrix_products_in("tf32" if precision == "tf32" else "float32"):
+        out = torch.mm(left, right)
 
-    def run() -> None:
-        for _ in range(repeats):
-            torch.mm(left, right, out=out)
+        def run() -> None:
+            for _ in range(repeats):
+                torch.mm(left, right, out=out)
 
-    return repeats * work / _median_seconds(run, clock)
+        return repeats * work / _median_seconds(run, clock)
 
 
 def _memory(device: torch.device, clock: Callable[[], float]) -> float:

@@ -238,7 +238,7 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
             *block_warning(spec.pruning, config),
             *alignment_warning(spec.pruning),
             *quantised_warning(spec, index),
-            *rounding_warning(spec, facts),
+            *rounding_warning(precisions(spec, facts).values(), facts),
             *tokenizer_warning(index.file_versions),
             *speed_warning(_speed_over_budget(spec, facts, bytes_after)),
         ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from typing import Literal
 
 from strucprune_core.checkpoint.header import DTYPE_BYTES
@@ -95,15 +96,15 @@ def matrices_dtype(facts: ModelFacts) -> str:
     return numbers.most_common(1)[0][0] if numbers else "F32"
 
 
-def rounding_warning(spec: JobSpec, facts: ModelFacts) -> list[str]:
+def rounding_warning(used: Collection[Precision], facts: ModelFacts) -> list[str]:
     """Weights that are rounded to bfloat16 on the device.
 
     Args:
-        spec: The job, as inspection returns it.
+        used: What the job computes in.
         facts: Its model.
     """
     stored = matrices_dtype(facts)
-    if spec.runtime.precision != "bfloat16" or stored == "BF16":
+    if "bfloat16" not in used or stored == "BF16":
         return []
     return [
         f"{FIELD}: the model is stored in {stored}. Its matrices are rounded to bfloat16 to "

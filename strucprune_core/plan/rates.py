@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Precision = Literal["float32", "float64", "bfloat16"]
+Precision = Literal["float32", "float64", "bfloat16", "tf32"]
 Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Sizes = Annotated[dict[Annotated[int, Field(ge=1)], Rate], Field(min_length=1, max_length=32)]
 
@@ -33,6 +33,9 @@ class DeviceRates(BaseModel):
     products: dict[Precision, Sizes] = Field(
         description="Operations per second of a product of two square matrices, by precision and "
         "size; a multiplication and an addition count as two."
+    )
+    solves_in: Literal["float32", "float64"] = Field(
+        default="float64", description="What curves and solves are computed in on this device."
     )
     memory_bytes_per_second: Rate = Field(
         description="How fast a matrix is read that multiplies one vector."

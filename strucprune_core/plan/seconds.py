@@ -12,11 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import Unit
 from strucprune_core.plan.pieces import plan_job
+from strucprune_core.plan.precision import precision_of
 from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.plan.search import try_units
 from strucprune_core.plan.sizes import own_units
-from strucprune_core.plan.unit_seconds import StoredModel, unit_seconds
+from strucprune_core.plan.unit_seconds import (
+    PUBLISHED_BYTES_PER_PARAMETER,
+    StoredModel,
+    unit_seconds,
+)
 from strucprune_core.plan.work import computing_units
+from strucprune_core.run.artifacts import Tasks
 from strucprune_core.run.progress import Phase
 from strucprune_core.spec import JobSpec
 
@@ -26,6 +32,8 @@ START_SECONDS = 5.0
 LEAST, MOST = 0.7, 1.5
 # No job has been measured on a GPU yet.
 LEAST_ON_GPU, MOST_ON_GPU = 0.5, 4.0
+# How many documents a task has and how long they are is a guess (`plan.task_memory`).
+LEAST_OF_TASKS, MOST_OF_TASKS = 0.05, 3.0
 
 
 class TimeEstimate(BaseModel):
@@ -44,6 +52,8 @@ class TimeEstimate(BaseModel):
 
 def runs_on(spec: JobSpec, rates: DeviceRates) -> bool:
     """Whether a job computes on the device that these rates are of, where there is one."""
+    if spec.runtime.precision == "tf32" and rates.kind == "cpu":
+        return False
     return spec.runtime.device == "auto" or spec.runtime.on_gpu == (rates.kind == "cuda")
 
 
@@ -55,20 +65,30 @@ def estimated_seconds(spec: JobSpec, facts: ModelFacts, rates: DeviceRates) -> T
         facts: Its model.
         rates: Of the device.
     """
-    phases = dict.fromkeys(Phase, 0.0)
+    phases, of_tasks = dict.fromkeys(Phase, 0.0), 0.0
     for unit, seconds, times in _units(spec, facts, rates):
         phases[unit.phase] += times * seconds
+        of_tasks += times * seconds if unit.kind == Tasks.kind else 0.0
     phases[Phase.INSPECTING] += START_SECONDS
+    phases[Phase.COMMITTING] += len(spec.by_size()) * publishing_seconds(spec, facts, rates)
     total = sum(phases.values())
     on_gpu = rates.kind == "cuda"
+    least, most = (LEAST_ON_GPU, MOST_ON_GPU) if on_gpu else (LEAST, MOST)
     return TimeEstimate(
         device=rates.device,
         threads=rates.threads,
         seconds=round(total, 1),
-        least_seconds=round(total * (LEAST_ON_GPU if on_gpu else LEAST), 1),
-        most_seconds=round(total * (MOST_ON_GPU if on_gpu else MOST), 1),
+        least_seconds=round(least * (total - of_tasks) + LEAST_OF_TASKS * of_tasks, 1),
+        most_seconds=round(most * (total - of_tasks) + MOST_OF_TASKS * of_tasks, 1),
         phases={phase: round(each, 1) for phase, each in phases.items() if each},
     )
+
+
+def publishing_seconds(spec: JobSpec, facts: ModelFacts, rates: DeviceRates) -> float:
+    """Seconds of copying a result of one size to the output, which is no unit."""
+    left = facts.parameters * (1.0 - (spec.pruning.sparsity or 0.0))
+    files = 1 + len(spec.pruning.exports)
+    return files * left * PUBLISHED_BYTES_PER_PARAMETER / rates.memory_bytes_per_second
 
 
 def _units(
@@ -91,4 +111,5 @@ def _seconds(
 ) -> Mapping[str, float]:
     panels = plan_job(spec, facts.config).panels
     stored = StoredModel.of(facts.index)
-    return unit_seconds(units, spec, facts.config, panels, rates, stored)
+    precision = precision_of(spec, facts, rates.kind)
+    return unit_seconds(units, spec, facts.config, panels, rates, stored, precision)

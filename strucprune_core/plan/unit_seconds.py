@@ -13,11 +13,13 @@ core of a processor: docs/estimates.md has the table, `benchmarks.predicted_time
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.models import precision as models
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.tensors import expected_tensors, layer_tensors
 from strucprune_core.plan.graph import Unit, distill_units, probe_groups
@@ -38,40 +40,46 @@ from strucprune_core.storage.uri import parse_uri
 # attention, norms and activations beside its products, which operations do not count.
 SLOWDOWN: dict[str, float] = {
     "calibration": 1.5,
-    "grams": 1.2,
-    "curves": 1.8,
+    "grams": 1.85,
+    "curves": 1.75,
     "solves": 1.5,
-    "probes": 1.5,
+    "probes": 1.45,
     "trials": 1.5,
-    "reviews": 1.5,
-    "evaluation": 1.5,
-    "gradients": 2.0,
-    "recovery": 2.0,
-    "distillation": 1.8,
-    "blocks": 1.5,
+    "reviews": 1.45,
+    "evaluation": 1.3,
+    "gradients": 1.5,
+    "recovery": 1.5,
+    "distillation": 1.1,
+    "blocks": 1.45,
     "refits": 1.5,
     "repairs": 1.5,
-    "verification": 2.0,
-    "writing": 2.0,
-    "samples": 2.0,
-    "speed": 2.0,
+    "verification": 1.5,
+    "writing": 1.5,
+    "samples": 1.5,
+    "speed": 1.5,
 }
 # Purposes whose matrices are as wide as what is pruned; those of all others as the hidden states.
 _OF_WIDTH = frozenset({"grams", "curves", "solves"})
-IN_FLOAT64 = frozenset({"curves", "solves"})
+_SOLVED = frozenset({"curves", "solves"})
 # Seconds that units of a kind take whatever the model: processes, imports, files.
 FIXED_SECONDS: dict[str, float] = {
-    "tokens": 1.5,
-    "model_check": 1.0,
-    "verify": 1.0,
+    "tokens": 0.5,
+    "model_check": 2.8,
+    "verify": 0.2,
     "speed": 12.0,
     "samples": 0.5,
-    "tasks": 1.0,
-    "report": 0.2,
+    "tasks": 2.0,
+    "price": 0.15,
+    "report": 0.15,
 }
 EVERY_UNIT_SECONDS = 0.02
-# Bytes that loading a parameter moves in memory: it is read, widened to float32, and read again.
-LOADED_BYTES_PER_PARAMETER = 20.0
+# Bytes that a parameter moves in memory. Loaded: it is read, widened to float32, and read again.
+# Written: it is put together, narrowed, hashed and written. Published: it is hashed and copied.
+LOADED_BYTES_PER_PARAMETER = 30.0
+WRITTEN_BYTES_PER_PARAMETER = 350.0
+PUBLISHED_BYTES_PER_PARAMETER = 150.0
+# Kinds of units that write a file of the result.
+_WRITING = frozenset({"assemble", "gguf", "gguf_q8_0", "fp8", "block_configs"})
 
 
 @dataclass(frozen=True)
@@ -98,9 +106,16 @@ class StoredModel:
         return rates.read_bytes_per_second or REMOTE_BYTES_PER_SECOND
 
 
-def precision_of(purpose: str) -> Precision:
-    """What operations of a purpose are computed in."""
-    return "float64" if purpose in IN_FLOAT64 else "float32"
+def rate_of(purpose: str, precision: models.Precision, rates: DeviceRates) -> Precision:
+    """In what a device computes operations of a purpose, in a job of this precision.
+
+    Statistics stay float32, whose products are those of TF32 in every other precision.
+    """
+    if purpose in _SOLVED:
+        return rates.solves_in
+    if purpose == "grams" and precision != "float32":
+        return "tf32"
+    return precision
 
 
 def unit_seconds(
@@ -110,6 +125,7 @@ def unit_seconds(
     panels: Panels,
     rates: DeviceRates,
     stored: StoredModel,
+    precision: models.Precision = "float32",
 ) -> dict[str, float]:
     """Seconds of units by name, as one process does them one after another.
 
@@ -120,9 +136,11 @@ def unit_seconds(
         panels: The pieces in which matrices are solved.
         rates: Of the device.
         stored: Where the model lies.
+        precision: Of the job on this device.
     """
     units = list(units)
-    times = _Times(spec, config, rates, stored)
+    files = Counter(unit.kind for unit in units)
+    times = _Times(spec, config, rates, stored, precision, files)
     return {
         unit.name: times.of(unit, work)
         for unit, work in zip(units, unit_flops(units, spec, config, panels).values(), strict=True)
@@ -133,9 +151,16 @@ class _Times:
     """Seconds of a job's units."""
 
     def __init__(
-        self, spec: JobSpec, config: ModelConfig, rates: DeviceRates, stored: StoredModel
+        self,
+        spec: JobSpec,
+        config: ModelConfig,
+        rates: DeviceRates,
+        stored: StoredModel,
+        precision: models.Precision,
+        files: Mapping[str, int],
     ) -> None:
-        self._spec, self._config, self._rates = spec, config, rates
+        self._spec, self._config, self._rates, self._files = spec, config, rates, files
+        self._precision = precision
         self._layers = [
             sum(math.prod(shape) for shape in layer_tensors(config, layer).values())
             for layer in range(config.layers)
@@ -156,14 +181,20 @@ class _Times:
         """Seconds of a unit with these operations by purpose."""
         computing = sum(count * self._per_operation(purpose) for purpose, count in work.items())
         loaded = self._loaded(unit)
-        loading = loaded * LOADED_BYTES_PER_PARAMETER / self._rates.memory_bytes_per_second
+        moved = loaded * LOADED_BYTES_PER_PARAMETER
+        if unit.kind in _WRITING:  # What of the model does not go, in files of about one size.
+            left = self._whole * (1.0 - (self._spec.pruning.sparsity or 0.0))
+            moved += left * WRITTEN_BYTES_PER_PARAMETER / self._files[unit.kind]
+        moving = moved / self._rates.memory_bytes_per_second
         sent = loaded * self._stored_bytes if unit.kind == "weights" or not self._is_kept else 0.0
         fixed = FIXED_SECONDS.get(unit.kind, 0.0) + EVERY_UNIT_SECONDS
-        return fixed + computing + loading + sent / self._read_rate
+        return fixed + computing + moving + sent / self._read_rate
 
     def _per_operation(self, purpose: str) -> float:
         size = self._width if purpose in _OF_WIDTH else self._config.hidden_size
-        return SLOWDOWN.get(purpose, 1.0) / self._rates.product(precision_of(purpose), size)
+        return SLOWDOWN.get(purpose, 1.0) / self._rates.product(
+            rate_of(purpose, self._precision, self._rates), size
+        )
 
     def _loaded(self, unit: Unit) -> float:
         """Parameters that a unit loads, some of them several times."""

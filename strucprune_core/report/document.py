@@ -210,6 +210,7 @@ class SiteReport(Part):
     )
     damping: float = Field(description="Ridge used, relative to the Gram's mean diagonal.")
     damping_retries: int = Field(description="Times the ridge was raised to factorise; 0 is usual.")
+    dtype: str = Field(default="float64", description="What its repair was computed in.")
     admm: AdmmReport | None = Field(default=None, description="Null: not asked for.")
 
 
@@ -507,6 +508,13 @@ class MemorySummary(Part):
     note: str = Field(description="How it was measured.")
 
 
+class SolvesReport(Part):
+    """In what curves and repairs were computed."""
+
+    curves: dict[str, int] = Field(description="Sites by the dtype of their damage curve.")
+    repairs: dict[str, int] = Field(description="Sites by the dtype of their repair.")
+
+
 class PhaseTime(Part):
     """Seconds of work in one phase, over all attempts and all workers."""
 
@@ -631,6 +639,9 @@ class Report(Part):
         default=None, description="Null: not asked for, or not measured; then a warning says why."
     )
     memory: MemorySummary
+    solves: SolvesReport | None = Field(
+        default=None, description="Null: of a job that solves nothing, or of an earlier version."
+    )
     phases: list[PhaseTime]
     model_check: ModelCheck | None = Field(
         default=None, description="Null in reports of versions that had no such check."

@@ -242,11 +242,23 @@ class Capture(ValuedArtifacts[CaptureValues]):
         return File(self.unit, f"hidden.{sequences.start}-{sequences.stop}.npy")
 
 
+@dataclass(frozen=True, slots=True)
+class CurveValues:
+    """How a layer's curves were computed.
+
+    Attributes:
+        dtypes: In what, by the site's name.
+    """
+
+    dtypes: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
-class Curve(Artifacts):
+class Curve(ValuedArtifacts[CurveValues]):
     """`curve.l`: damage curves of a layer's sites."""
 
     kind = "curve"
+    values_type = CurveValues
     layer: int
 
     curves = _FileName("curves.safetensors")  # per site `order` int64 and `damage` float64, (m,)
@@ -594,12 +606,13 @@ class AdmmValues:
 
 @dataclass(frozen=True, slots=True)
 class SolvedSite:
-    """How solving a site went, in the terms of `report.SiteReport`."""
+    """How solving a site went, in the terms of `report.SiteReport`, and in which dtype."""
 
     reconstruction_error: float | None
     damping: float
     damping_retries: int
     admm: AdmmValues | None = None
+    dtype: str = "float64"
 
 
 @dataclass(frozen=True, slots=True)

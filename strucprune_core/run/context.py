@@ -155,7 +155,7 @@ class Job:
     def room(self) -> Room:
         """Where matrices that are solved lie."""
         scratch = ScratchMatrices(self.scratch, self.device, self.transfers)
-        return Room(self.device, self.panels, scratch, self.safe_point)
+        return Room(self.device, self.panels, scratch, self.safe_point, self.solve_dtype)
 
     @cached_property
     def split(self) -> TextSplit:
@@ -292,6 +292,7 @@ class Job:
             self.panels,
             self.rates,
             StoredModel.of(self.index),
+            self.precision,
         )
 
     @cached_property

@@ -69,7 +69,7 @@ class Following:
         self._safe_point = safe_point
         self._unit = ""
         self._follows: Mapping[str, tuple[str, ...]] = {}
-        self._read: dict[File, tuple[Path, str]] = {}
+        self._read: dict[File, tuple[Path, str | None]] = {}
 
     def begin(self, unit: str, follows: Mapping[str, tuple[str, ...]]) -> None:
         """The present unit is another one from now on.
@@ -101,6 +101,8 @@ class Following:
             OtherBytes: it was finished with other bytes.
         """
         for file, (_, sha256) in self._read.items():
+            if sha256 is None:
+                continue
             manifest = self._once(file.unit, partial(self._workspace.manifest, file.unit))
             entry = manifest.files.get(file.name)
             if entry is None or entry.sha256 != sha256:

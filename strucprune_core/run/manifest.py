@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,15 @@ class Manifest:
     host_peak_bytes: int
     device_peak_bytes: int | None
     transferred: Transferred = NOTHING
+
+    def says_the_same_as(self, other: Manifest) -> bool:
+        """Whether both are of the same bytes and values, whoever made them."""
+
+        def made(manifest: Manifest) -> object:
+            digests = {name: file.sha256 for name, file in manifest.files.items()}
+            return digests, json.dumps(manifest.values, sort_keys=True)
+
+        return made(self) == made(other)
 
     def body(self) -> dict[str, Any]:
         """What is stored as JSON."""

@@ -32,11 +32,13 @@ class Repair(NamedTuple):
             scratch file mapped to memory.
         damping: Ridge used, relative to the Gram's mean diagonal.
         damping_retries: Times it was raised to factorise.
+        dtype: What it was computed in.
     """
 
     solution: SiteSolution
     damping: float
     damping_retries: int
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +98,9 @@ class MeasuredSite:
         """Solve the columns of the structures `kept` again."""
         columns, dense = self.columns(kept), self.output_matrix()
         weight = self.job.room.matrix(dense.shape[0], len(columns), torch.float32)
-        used = ridge_into(self.gram(), dense, columns, self.damping, weight, self.job.room)
-        return Repair(SiteSolution(kept, weight.tensor), *used)
+        went = ridge_into(self.gram(), dense, columns, self.damping, weight, self.job.room)
+        solution = SiteSolution(kept, weight.tensor)
+        return Repair(solution, went.damping, went.retries, went.dtype)
 
 
 def count_solved(job: Job, solved: Solved) -> None:

@@ -24,6 +24,7 @@ from strucprune_core.models.devices import (
     computing_on,
     matrix_products_in,
     settle_vector_math,
+    solve_dtype,
 )
 from strucprune_core.models.own_head import with_own_head
 from strucprune_core.plan.facts import ModelFacts
@@ -152,6 +153,7 @@ def opened(
                 task_downloads=order.task_downloads,
                 transfers=transfers,
                 precision=precision,
+                solve_dtype=solve_dtype(device),
             )
             if not size:
                 return job

@@ -5,11 +5,12 @@
 
 A unit is due once all units before it are finished, which they are when their files and manifests
 are stored. Where it follows one (`run.following`), it is due once that one has handed on its first
-file; what this process itself is storing is not followed. One process alone so runs them in the
-order of the graph, except that storing a unit on another machine goes on while one that does not
-need it is computed. One unit at a time is being stored; it stays reserved until it is finished.
-With several processes, each looks at a unit once more after reserving it: its earlier holder has
-either finished it or will not.
+file, whoever does it. On another machine storing takes time, so the next unit is computed
+meanwhile: one that is due, or else one of a chain that reads what is being stored from this
+machine's disk. Units are stored one after another, so no manifest is there before those that it
+builds on; if one cannot be stored, nothing behind it is. What is stored stays reserved until it is
+finished. With several processes, each looks at a unit once more after reserving it: its earlier
+holder has either finished it or will not.
 
 One of them, the leader, answers for the job. It alone does units again whose files are lost, and it
 alone publishes. Helpers only do units that are not finished and can be done now.
@@ -19,15 +20,22 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
-from strucprune_core.errors import naming_field
+from strucprune_core.errors import Stopped, naming_field
 from strucprune_core.method.linalg.transfers import Transferred
-from strucprune_core.plan.graph import Unit, must_be_finished, pending, publication
+from strucprune_core.plan.graph import (
+    Unit,
+    ancestors,
+    must_be_finished,
+    pending,
+    publication,
+)
 from strucprune_core.run import artifacts
 from strucprune_core.run.background import Background
 from strucprune_core.run.context import Job
@@ -43,12 +51,25 @@ from strucprune_core.run.search import search
 from strucprune_core.run.sizes import Sizes
 from strucprune_core.run.step_table import STEPS
 from strucprune_core.run.unit_errors import errors_of
-from strucprune_core.run.workspace import Draft, Stored, Workspace
+from strucprune_core.run.workspace import Draft, LostFile, Stored, Workspace
 
 log = logging.getLogger(__name__)
 
 # Kinds of units beside which nothing is stored: what they measure is time.
 ALONE_KINDS = frozenset({artifacts.Speed.kind})
+# Kinds of units that may begin while what they read, of these kinds too, is being stored. Others
+# ask for digests, or whether a unit is finished.
+CHAINED_KINDS = frozenset(
+    each.kind
+    for each in (
+        *(artifacts.Embed, artifacts.Capture, artifacts.Route, artifacts.Curve, artifacts.Gradient),
+        *(artifacts.Trial, artifacts.Solve, artifacts.Replay, artifacts.Recover, artifacts.Refit),
+        artifacts.Distill,
+    )
+)
+# Most bytes that wait behind the unit that is being stored: disk that no estimate counts. Larger
+# ones wait until nothing is being stored.
+MOST_WAITING_BYTES = 64 * 2**20
 # How long a process waits before it looks again at what others do: at first, and at most.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
 # How soon a stop takes effect meanwhile.
@@ -89,6 +110,7 @@ class _Computed:
     Attributes:
         began: Of the monotonic clock.
         seconds: What computing it took.
+        size_bytes: Of its files.
     """
 
     unit: Unit
@@ -100,6 +122,7 @@ class _Computed:
     host_peak_bytes: int
     device_peak_bytes: int | None
     transferred: Transferred
+    size_bytes: int
 
 
 def run_pending(run: Run) -> None:
@@ -157,27 +180,30 @@ class _Work:
 
     def __init__(self, run: Run, todo: list[Unit], *, leads: bool) -> None:
         self.left = {unit.name: unit for unit in todo}
-        self._before = must_be_finished(run.sizes.graph)
+        self._before = ancestors(run.sizes.graph)
+        self._strictly = must_be_finished(run.sizes.graph)
         self._follows = {unit.name: unit.follows for unit in run.sizes.graph if unit.follows}
         self._run = run
         self._leads = leads
         self._pause_seconds = FIRST_PAUSE_SECONDS
-        self._being_stored: _Computed | None = None
+        self._unstored: deque[_Computed] = deque()
         run.meter.plan(run.sizes.graph, todo, run.sizes.predicted_seconds)
 
     def do_one(self) -> bool:
         """Do a unit, or see that others did one. False if there is nothing to do now."""
-        stored = None if self._being_stored is None else self._being_stored.unit.name
-        due = self._due(stored)
+        while self._unstored and self._run.storing.is_over:
+            self._finish_storing()
+        keeping = self._unstored[0].unit.name if self._unstored else None
+        due = self._due()
         name = self._run.reservations.reserve(
-            [unit.name for unit in due if self._can_be_done(unit)], keeping=stored
+            [unit.name for unit in due if self._can_be_done(unit)], keeping=keeping
         )
         if name is None:
             return self._finish_storing() or self._done_by_others(due)
         unit = self.left[name]
         if not self._done_by_others([unit]):
             if unit.kind in ALONE_KINDS:
-                self._finish_storing()
+                self._finish_storing_all()
             self._run.meter.begin(unit)
             try:
                 self._run.following.begin(unit.name, self._follows)
@@ -196,29 +222,40 @@ class _Work:
             self._run.meter.safe_point()
             time.sleep(_NAP_SECONDS)
 
-    def _due(self, stored: str | None) -> list[Unit]:
-        """The units that could be begun by now, but for the one that is being stored here."""
+    def _due(self) -> list[Unit]:
+        """Units that could be begun; last those that build on what is being stored."""
+        stored = {each.unit.name: each.unit for each in self._unstored}
         due: list[Unit] = []
-        begun: set[str] = set()
+        chained: list[Unit] = []
         for unit in [*self.left.values()]:
-            if unit.name == stored or not self._before[unit.name].isdisjoint(self.left):
+            if unit.name in stored:
                 continue
-            running = [name for name in unit.follows if name in self.left]
-            if all(self._hands_on(name, unit, begun) for name in running):
+            missing = self._before[unit.name] & self.left.keys()
+            if not missing or self._may_follow(unit, [*due, *chained]):
                 due.append(unit)
-                begun.add(unit.name)
-        return [unit for unit in due if unit.name in self.left]
+            elif missing <= stored.keys() and (
+                {unit.kind, *(stored[name].kind for name in missing)} <= CHAINED_KINDS
+            ):
+                chained.append(unit)
+        return [unit for unit in (*due, *chained) if unit.name in self.left]
 
-    def _hands_on(self, name: str, to: Unit, begun: set[str]) -> bool:
-        """Whether a unit is finished by now, or has handed on the first file that another reads.
+    def _may_follow(self, unit: Unit, begun: list[Unit]) -> bool:
+        """Whether a unit may begin before those that it follows are finished.
 
         Args:
-            name: The unit, which was not finished when we looked last.
-            to: The one that would follow it.
-            begun: Units that are due. No other one hands on anything.
+            unit: The unit.
+            begun: Units that could have been begun, by others too. No other ones hand on anything.
         """
-        if name not in begun or not self._run.reservations.shared:
+        if not unit.follows or not self._run.reservations.shared:
             return False
+        if not self._strictly[unit.name].isdisjoint(self.left):
+            return False
+        names = {each.name for each in begun}
+        running = [name for name in unit.follows if name in self.left]
+        return all(name in names and self._hands_on(name, unit) for name in running)
+
+    def _hands_on(self, name: str, to: Unit) -> bool:
+        """Whether a unit is finished by now, or has handed on the first file that another reads."""
         workspace = self._run.sizes.workspace
         if workspace.look(name):
             self._end(self.left[name])
@@ -233,8 +270,9 @@ class _Work:
         unit and released what it read.
         """
         present = self._run.sizes.workspace.has_file
+        handing_on = {name for name in unit.follows if name in self.left}
         return self._leads or all(
-            present(owner, name) for owner, name in unit.reads if owner not in self.left
+            owner in handing_on or present(owner, name) for owner, name in unit.reads
         )
 
     def _done_by_others(self, units: list[Unit]) -> bool:
@@ -247,27 +285,51 @@ class _Work:
         return bool(done)
 
     def _store(self, computed: _Computed) -> None:
-        """Begin to store a unit, after the one before."""
+        """Have a unit stored, after those before."""
+        workspace = self._run.sizes.workspace
         try:
-            self._finish_storing()
+            while not self._may_wait(computed):
+                self._finish_storing()
             self._run.following.settle()
+            if workspace.is_remote:
+                workspace.hold(computed.unit.name, computed.draft)
         except BaseException:
             computed.scratch.close()
             raise
-        self._being_stored = computed
-        self._run.storing.start(partial(_stored, self._run.sizes.workspace, computed))
-        if not self._run.sizes.workspace.is_remote:
+        self._unstored.append(computed)
+        self._run.storing.start(partial(_stored, workspace, computed))
+        if not workspace.is_remote:
             # The disk is this machine's, and so would be the processor time of copying: there is
             # nothing to be gained.
             self._finish_storing()
+            return
+        for owner, name in computed.unit.releases:
+            workspace.drop_local(owner, name)  # Else there would be a copy more on this disk.
+
+    def _may_wait(self, computed: _Computed) -> bool:
+        """Whether a unit may be stored after what is being stored, and wait for it until then."""
+        if not self._unstored:
+            return True
+        waiting = [*self._unstored, computed][1:]
+        fits = sum(each.size_bytes for each in waiting) <= MOST_WAITING_BYTES
+        return fits and not self._run.reservations.shared  # One is kept beside the next one.
+
+    def _finish_storing_all(self) -> None:
+        while self._finish_storing():
+            pass
 
     def _finish_storing(self) -> bool:
-        """Wait for the unit that is being stored, after which it is finished. False if none is."""
-        computed, self._being_stored = self._being_stored, None
-        if computed is None:
+        """Wait for the first unit that is being stored: it is finished then. False if none is."""
+        if not self._unstored:
             return False
+        computed = self._unstored.popleft()
         unit, workspace = computed.unit, self._run.sizes.workspace
-        stored, seconds = self._run.storing.result(self._run.meter.storing)
+        try:
+            stored, seconds = self._run.storing.result(self._run.meter.storing)
+        except BaseException:
+            computed.scratch.close()
+            workspace.withdraw(unit.name)
+            raise
         workspace.adopt(stored)
         if self._run.reservations.shared:
             for owner in {owner for owner, _ in unit.releases}:
@@ -299,14 +361,18 @@ class _Work:
     ) -> None:
         if error is not None and not isinstance(error, Exception):
             self._run.storing.abandon()  # At once means at once.
-        try:
-            # A unit that is being stored is better finished than stopped.
-            self._finish_storing()
-        except Exception as another:
-            if error is None:
-                raise
-            if another is not error:
-                log.warning("storing the previous unit failed after another error: %s", another)
+        first = error
+        while self._unstored:
+            try:
+                # A unit that is being stored is better finished than stopped.
+                self._finish_storing()
+            except Exception as another:
+                if first is None:
+                    first = another
+                elif another is not first and not isinstance(another, Stopped):
+                    log.warning("storing a unit failed after another error: %s", another)
+        if first is not None and error is None:
+            raise first
 
     def _end(self, unit: Unit) -> None:
         del self.left[unit.name]
@@ -360,7 +426,10 @@ def _compute(run: Run, unit: Unit) -> _Computed:
         seconds = round(time.monotonic() - began, 4)
         peaks = memory.take_host_peak(), memory.take_device_peak()
         left = scratch.pop_all()
-        return _Computed(unit, draft, left, began_at, began, seconds, *peaks, transfers.take())
+        return _Computed(
+            *(unit, draft, left, began_at, began, seconds, *peaks, transfers.take()),
+            size_bytes=sum(path.stat().st_size for path in draft.directory.iterdir()),
+        )
 
 
 @contextmanager
@@ -370,17 +439,15 @@ def _handing_on(run: Run, unit: Unit, draft: Draft) -> Iterator[None]:
     Afterwards nothing is being stored of it.
     """
 
-    def hand_on(name: str) -> None:
-        wait()
-        run.handing_on.start(partial(run.sizes.workspace.hand_on, unit.name, draft, name))
-
     def wait() -> None:
-        if run.handing_on.is_busy:
+        while run.handing_on.is_busy:
             with naming_field("workspace"):
                 run.handing_on.result(run.meter.storing)
 
     if run.reservations.shared:
-        draft.hand_on = hand_on
+        draft.hand_on = lambda name: run.handing_on.start(
+            partial(run.sizes.workspace.hand_on, unit.name, draft, name)
+        )
     try:
         yield
     except BaseException:
@@ -401,4 +468,10 @@ def _stored(workspace: Workspace, computed: _Computed) -> tuple[Stored, float]:
             device_peak_bytes=computed.device_peak_bytes,
             transferred=computed.transferred,
         )
+        if workspace.is_remote and not stored.is_same:
+            # What was computed meanwhile may build on this process's bytes.
+            raise LostFile(
+                f"another process has stored other bytes of {computed.unit.name}",
+                computed.unit.name,
+            )
     return stored, time.monotonic() - computed.began

@@ -104,10 +104,12 @@ class Stored:
     Attributes:
         manifest: The one that counts: another process may have been first.
         local: Files that were kept on this machine, by key.
+        is_same: Whether it holds the bytes and values that were to be stored.
     """
 
     manifest: Manifest
     local: dict[str, Path]
+    is_same: bool = True
 
 
 class Workspace:
@@ -148,6 +150,7 @@ class Workspace:
         self._on_download = on_download
         self._manifests: dict[str, Manifest] = {}
         self._local: dict[str, Path] = {}
+        self._held: dict[str, Draft] = {}
         with scratch_errors("a directory"):
             scratch.mkdir(parents=True, exist_ok=True)
         self._take_possession()
@@ -224,7 +227,9 @@ class Workspace:
         return manifest
 
     def values(self, unit: str) -> dict[str, Any]:
-        """Small results of a finished unit."""
+        """Small results of a finished unit, or of one that is held."""
+        if unit in self._held:
+            return self._held[unit].values
         return self._finished(unit).values
 
     def stored_file(self, unit: str, name: str) -> StoredFile:
@@ -233,6 +238,8 @@ class Workspace:
 
     def has_file(self, unit: str, name: str) -> bool:
         """Whether a finished unit's file is there in full (it may have been released)."""
+        if unit in self._held:
+            return self._held[unit].path(name).exists()
         manifest = self.manifest(unit)
         if manifest is None or name not in manifest.files:
             return False
@@ -247,6 +254,8 @@ class Workspace:
                 it is gone. That may be right: another process at work on the same job releases
                 what it needs no more.
         """
+        if unit in self._held:
+            return self._held[unit].path(name)
         entry = self.stored_file(unit, name)
         path = self._local.get(entry.key)
         if path is None or not path.exists():
@@ -257,17 +266,20 @@ class Workspace:
             self._local[entry.key] = path
         return path
 
-    def handed_on(self, unit: str, name: str) -> tuple[Path, str] | None:
+    def handed_on(self, unit: str, name: str) -> tuple[Path, str | None] | None:
         """A file that a unit has left, or has handed on though it is not finished.
 
         As far as is known of the unit: see `look`.
 
         Returns:
-            Where it is on this machine, and its SHA-256; None if it is not there.
+            Where it is on this machine, and its SHA-256, which is None if the unit is held: `store`
+            sees to it that others finish it with the same bytes. None if it is not there.
 
         Raises:
             LostFile: the unit is finished, and the file is damaged or gone.
         """
+        if unit in self._held:
+            return self._held[unit].path(name), None
         if self.manifest(unit) is not None:
             return self.file(unit, name), self.stored_file(unit, name).sha256
         start = f"{name}."
@@ -331,6 +343,30 @@ class Workspace:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
+    def hold(self, unit: str, draft: Draft) -> None:
+        """Give out a unit's files and values before it is finished, to this process alone.
+
+        For what is computed while the unit is being stored. `adopt` or `withdraw` ends it.
+        """
+        kept = self._scratch / "units" / unit / draft.nonce
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        draft.directory = draft.directory.replace(kept)
+        self._held[unit] = draft
+
+    def withdraw(self, unit: str) -> None:
+        """Remove what is held of a unit, which was not stored."""
+        draft = self._held.pop(unit, None)
+        if draft is not None:
+            shutil.rmtree(draft.directory, ignore_errors=True)
+
+    def drop_local(self, unit: str, name: str) -> None:
+        """Remove this machine's copy of a file that the store has."""
+        manifest = self._manifests.get(unit)
+        if manifest is not None and name in manifest.files:
+            path = self._local.pop(manifest.files[name].key, None)
+            if path is not None:
+                path.unlink(missing_ok=True)
+
     def store(
         self,
         unit: str,
@@ -350,7 +386,7 @@ class Workspace:
         try:
             for path in sorted(draft.directory.iterdir()):
                 name = path.name
-                key = f"units/{unit}/{draft.nonce}/{name}"
+                key = place = f"units/{unit}/{draft.nonce}/{name}"
                 if name in draft.handed_on:
                     files[name] = draft.handed_on[name]
                     key = files[name].key
@@ -358,7 +394,7 @@ class Workspace:
                     files[name] = StoredFile(key, path.stat().st_size, sha256_of(path))
                     self._store.upload(key, path, self._on_upload)
                 if self._store.local_path(key) is None:  # Spare a later download.
-                    local[key] = self._keep(key, path)
+                    local[key] = self._keep(place, path)
         except BaseException:
             for entry in (draft.handed_on | files).values():
                 if entry.key in local:
@@ -370,12 +406,13 @@ class Workspace:
             unit, files, draft.values, seconds, host_peak_bytes, device_peak_bytes, transferred
         )
         key = _manifest_key(unit)
-        if not self._store.put_if_absent(key, self._sealed(manifest)):
-            winner = self._stored_manifest(unit)
-            if winner is None:  # What is there is no manifest.
-                self._store.put(key, self._sealed(manifest))
-            manifest = winner or manifest
-        return Stored(manifest, local)
+        if self._store.put_if_absent(key, self._sealed(manifest)):
+            return Stored(manifest, local)
+        winner = self._stored_manifest(unit)
+        if winner is None:  # What is there is no manifest.
+            self._store.put(key, self._sealed(manifest))
+            return Stored(manifest, local)
+        return Stored(winner, local, is_same=winner.says_the_same_as(manifest))
 
     def hand_on(self, unit: str, draft: Draft, name: str) -> None:
         """Store one of a unit's files before the unit is finished. For any thread."""
@@ -394,6 +431,7 @@ class Workspace:
     def adopt(self, stored: Stored) -> Manifest:
         """Know a unit as finished from now on. Returns the manifest that counts."""
         manifest = stored.manifest
+        self._held.pop(manifest.unit, None)
         self._local |= stored.local
         self._present[_manifest_key(manifest.unit)] = 0
         self._present.update({entry.key: entry.bytes for entry in manifest.files.values()})

@@ -8,13 +8,14 @@ from typing import Any, Literal
 import pytest
 
 from api.expected_start import ANSWER_SECONDS, ExpectedStart, expected_start
-from api.jobs.ledger import Ledger, LedgerUnavailable
+from api.jobs.ledger import CLASS_SECONDS, Ledger, LedgerUnavailable
 from api.jobs.limits import RunningLimits
 from api.jobs.record import HeldJob, Outlook, PredictedTime, QueuePlace, Times, WorkerRecord
 from api.worker_classes import KEPT_SECONDS, WorkerClasses, classes_of
 from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.plan.seconds import LEAST, MOST
 from tests.support.claims import claim_job
+from tests.support.clock import advance
 from tests.support.rates import RATES
 from tests.support.records import new_job
 
@@ -126,6 +127,25 @@ def test_classes_are_pools_or_devices() -> None:
     ]
 
 
+def test_a_class_stays_known_when_its_workers_are_gone(ledger: Ledger) -> None:
+    other = RATES.model_copy(update={"device": "another"})
+    for name, pool, rates in (("one", "big", RATES), ("two", "big", RATES), ("three", "", other)):
+        ledger.note_worker(f"{name}:1", {"pool": pool, "rates": rates.model_dump_json()})
+    ledger.note_worker("four:1", {"pool": "unmeasured"})
+    for name in ("one", "two"):
+        ledger.forget_worker(f"{name}:1")
+    found = classes_of(ledger.workers(), ledger.past_classes())
+    assert [(each.name, each.workers, each.rates) for each in found] == [
+        ("another, 1 thread", 1, other),
+        ("big", 0, RATES),
+    ]
+    advance(ledger, CLASS_SECONDS - 60)
+    assert ("big", RATES) in ledger.past_classes()
+    advance(ledger, 120)
+    ledger.note_worker("three:1", {"pool": "", "rates": other.model_dump_json()})
+    assert ledger.past_classes() == [("", other)]
+
+
 def test_rates_of_a_class_are_medians() -> None:
     twice = RATES.model_copy(
         update={
@@ -152,6 +172,9 @@ def test_classes_are_read_now_and_then() -> None:
     now, calls = 0.0, 0
 
     class Asked:
+        def past_classes(self) -> list[tuple[str, DeviceRates]]:
+            return []
+
         def workers(self) -> list[WorkerRecord]:
             nonlocal calls
             calls += 1

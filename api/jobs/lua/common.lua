@@ -48,6 +48,9 @@
 --                                            version, rates (JSON), read_bytes_per_second,
 --                                            device, threads, job_id, part, phase, unit;
 --                                            busy_at: when it last spoke of its job; expires
+--   NS:classes                       hash    JSON of a class of workers (pool, device, threads) -> the rates
+--                                            that one of them has measured
+--   NS:classes_seen                  zset    the same -> when a worker of it was last seen
 --   NS:probe                         string  written by readiness probes; expires
 --   NS:intact                        string  present once every journalled job is in the ledger
 --

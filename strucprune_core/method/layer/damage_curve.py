@@ -22,7 +22,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from strucprune_core.method.layer.curve_check import CurveCheck
 from strucprune_core.method.layer.elimination import Policy, Problem, eliminate
+from strucprune_core.method.linalg.checked import checked, is_checked, settled
 from strucprune_core.method.linalg.factorisation import check_finite, raise_ridge
 from strucprune_core.method.linalg.matrices import Matrix, Room, as_matrix, carve, spans
 from strucprune_core.method.linalg.panels import BLOCK_CHANNELS
@@ -40,11 +42,13 @@ class DamageCurve:
         order: Channel indices, first to go first, (f,) int64.
         damage: Non-decreasing marginal damage of the r-th removal, (f,) float64.
         retries: Times the ridge had to be raised to factorise G; 0 is usual.
+        dtype: What it was computed in.
     """
 
     order: Tensor
     damage: Tensor
     retries: int
+    dtype: torch.dtype = torch.float64
 
 
 def damage_curve(
@@ -56,16 +60,21 @@ def damage_curve(
     """Order all channels of a layer by OBS, with the marginal damage of each.
 
     Args:
-        gram: G, (f x f), any float dtype; computed on in float64.
+        gram: G, (f x f), any float dtype.
         weight: W, (d x f), any float dtype.
         block: Channels removed per update.
-        room: Where matrices lie, and sizes of panels; None: on the device of G.
+        room: Where matrices lie, sizes of panels, and in what to compute (see `linalg.checked`);
+            None: on the device of G, in float64.
 
     Raises:
         NumericalFailure: G is not finite or cannot be factorised (see `factorisation`).
     """
     room = room or room_of(gram)
-    energy = as_matrix(gram).diagonal().double()
+    return checked(room, lambda room: _curve(as_matrix(gram), as_matrix(weight), block, room))
+
+
+def _curve(gram: Matrix, weight: Matrix, block: int, room: Room) -> DamageCurve:
+    energy = gram.diagonal().double()
     check_finite(energy)  # Before `dead`: next to an infinite energy all others look dead.
     dead = energy <= DEAD_ENERGY * energy.mean()
     dead_first = dead.nonzero().flatten().cpu()
@@ -74,18 +83,19 @@ def damage_curve(
     free = torch.zeros(len(dead_first), dtype=torch.float64)
     if alive.numel() == 0:
         return DamageCurve(dead_first, free, retries=0)
-    problem, retries = prepare(as_matrix(gram), as_matrix(weight), alive, 1, room)
+    problem, retries, check = prepare(gram, weight, alive, 1, room)
     policy = Policy(
         cost=lambda inverse, weight_gram: (weight_gram / inverse).flatten(),
         choose=lambda costs, groups, count: costs.topk(count, largest=False).indices,
         most=block,
     )
-    order, damage = eliminate(problem, policy, room)
-    marginal = torch.cat([free, damage.cpu()]).clamp_min(0.0)
+    order, damage = eliminate(problem, policy, room, check)
+    marginal = torch.cat([free, damage.cpu().double()]).clamp_min(0.0)
     return DamageCurve(
         order=torch.cat([dead_first, order.cpu()]),
         damage=marginal.cummax(0).values,
         retries=retries,
+        dtype=room.dtype,
     )
 
 
@@ -102,8 +112,10 @@ def room_of(gram: Tensor | Matrix) -> Room:
 
 def prepare(
     gram: Matrix, weight: Matrix, columns: Tensor, size: int, room: Room
-) -> tuple[Problem, int]:
-    """(G + eps I)^-1 and W^T W on some columns, and how often eps had to be raised.
+) -> tuple[Problem, int, CurveCheck | None]:
+    """(G + eps I)^-1 and W^T W on some columns, how often eps had to be raised, and a check.
+
+    There is nothing to check in float64.
 
     Args:
         gram: G, (f x f), any float dtype.
@@ -114,6 +126,7 @@ def prepare(
 
     Raises:
         NumericalFailure: G cannot be factorised (see `factorisation`).
+        Inaccurate: in float32, the inverse has too few digits.
     """
     m = len(columns)
     mean_energy = float(gram.diagonal().double()[columns].mean())
@@ -121,12 +134,14 @@ def prepare(
 
     def attempt(eps: float) -> bool:
         _fill(inverse, gram, columns, eps, room)
-        return invert(inverse, room)
+        return settled(invert(inverse, room), room)
 
-    _, retries = raise_ridge(attempt, HESSIAN_DAMPING * mean_energy)
+    eps, retries = raise_ridge(attempt, HESSIAN_DAMPING * mean_energy)
     weight_gram = room.matrix(m, m)
     _add_rows(weight_gram, weight, columns, room)
-    return Problem(inverse, weight_gram, columns[::size] // size, size), retries
+    problem = Problem(inverse, weight_gram, columns[::size] // size, size)
+    check = CurveCheck(gram, columns, eps, problem, room) if is_checked(room) else None
+    return problem, retries, check
 
 
 def _fill(target: Matrix, gram: Matrix, columns: Tensor, eps: float, room: Room) -> None:

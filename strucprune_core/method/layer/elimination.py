@@ -43,7 +43,7 @@ class Problem:
     """What is left of a layer's problem.
 
     Attributes:
-        inverse: P float64, both halves; its first m rows and columns are in use. Overwritten.
+        inverse: P, both halves; its first m rows and columns are in use. Overwritten.
         weight_gram: M, likewise.
         groups: Indices of the groups of columns that are left, in the matrices' order, (g,) int64.
         size: Columns of a group; m = g * size.
@@ -71,10 +71,21 @@ class Policy:
     most: int
 
 
-def eliminate(problem: Problem, policy: Policy, room: Room) -> tuple[Tensor, Tensor]:
-    """Remove all groups: their indices in order, (g,), and what each cost, (g,) float64.
+After = Callable[[Problem, float], None]
+
+
+def eliminate(
+    problem: Problem, policy: Policy, room: Room, after: After | None = None
+) -> tuple[Tensor, Tensor]:
+    """Remove all groups: their indices in order, (g,), and what each cost, (g,).
 
     Groups that are removed together share their cost evenly.
+
+    Args:
+        problem: The problem; its matrices are overwritten.
+        policy: Which groups go next.
+        room: Where to compute, and sizes of panels.
+        after: Called after each superblock with the problem and the sum of the costs so far.
 
     Raises:
         NumericalFailure: rounding has left a block of P that is not positive definite.
@@ -90,6 +101,8 @@ def eliminate(problem: Problem, policy: Policy, room: Room) -> tuple[Tensor, Ten
             room.tick()
         superblock.apply()
         del superblock  # Frees its memory before the next one is made.
+        if after is not None:
+            after(problem, float(torch.cat(costs).sum(dtype=torch.float64)))
     return torch.cat(order), torch.cat(costs)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from strucprune_core.method.layer.damage_curve import DamageCurve, prepare, room_of
 from strucprune_core.method.layer.elimination import Policy, eliminate
+from strucprune_core.method.linalg.checked import checked
 from strucprune_core.method.linalg.factorisation import check_finite
 from strucprune_core.method.linalg.matrices import Matrix, Room, as_matrix
 
@@ -28,18 +29,25 @@ def group_damage_curve(
     """Order structures by OBS, with the marginal damage of each.
 
     Args:
-        gram: G, (m x m), any float dtype; computed on in float64.
+        gram: G, (m x m), any float dtype.
         weight: W, (d x m), any float dtype.
         columns: Columns of one structure; m is a multiple.
         lockstep: Families of equally many consecutive structures; every `lockstep` removals take
             one of each.
-        room: Where matrices lie, and sizes of panels; None: on the device of G.
+        room: Where matrices lie, sizes of panels, and in what to compute (see `linalg.checked`);
+            None: on the device of G, in float64.
 
     Raises:
         NumericalFailure: G is not finite or cannot be factorised (see `factorisation`).
     """
     room = room or room_of(gram)
-    energy = as_matrix(gram).diagonal()
+    return checked(
+        room, lambda room: _curve(as_matrix(gram), as_matrix(weight), columns, lockstep, room)
+    )
+
+
+def _curve(gram: Matrix, weight: Matrix, columns: int, lockstep: int, room: Room) -> DamageCurve:
+    energy = gram.diagonal()
     check_finite(energy)
     m = len(energy)
     structures = m // columns
@@ -47,9 +55,8 @@ def group_damage_curve(
         free = torch.zeros(structures, dtype=torch.float64)
         return DamageCurve(_round_robin(structures, lockstep), free, retries=0)
     del energy
-    problem, retries = prepare(
-        as_matrix(gram), as_matrix(weight), torch.arange(m, device=room.device), columns, room
-    )
+    every = torch.arange(m, device=room.device)
+    problem, retries, check = prepare(gram, weight, every, columns, room)
     family_size = structures // lockstep
     gone_from: set[int] = set()  # Families of which the present round has taken one.
 
@@ -63,11 +70,11 @@ def group_damage_curve(
             gone_from.clear()
         return torch.tensor([chosen], device=groups.device)
 
-    order, damage = eliminate(problem, Policy(_costs, choose, most=1), room)
-    marginal = damage.cpu().clamp_min(0.0)
+    order, damage = eliminate(problem, Policy(_costs, choose, most=1), room, check)
+    marginal = damage.cpu().double().clamp_min(0.0)
     if lockstep > 1:  # A round goes as one, so its structures share its cost.
         marginal = marginal.view(-1, lockstep).mean(1, keepdim=True).expand(-1, lockstep).flatten()
-    return DamageCurve(order.cpu(), marginal.cummax(0).values, retries)
+    return DamageCurve(order.cpu(), marginal.cummax(0).values, retries, room.dtype)
 
 
 def _round_robin(structures: int, lockstep: int) -> Tensor:

@@ -20,12 +20,14 @@ both products and both substitutions.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from strucprune_core.errors import NumericalFailure
+from strucprune_core.method.linalg.checked import checked, is_checked, require, settled
 from strucprune_core.method.linalg.factorisation import (
     check_finite,
     factorise_into,
@@ -47,6 +49,21 @@ from strucprune_core.method.linalg.matrices import (
 REFERENCE_DAMPING, REFERENCE_TOKENS = 0.3, 16384
 DAMPING_RANGE = (0.03, 3.0)
 _REMEDY = "Use more calibration samples, or a larger pruning.damping."
+
+
+@dataclass(frozen=True, slots=True)
+class Ridge:
+    """How a repair went.
+
+    Attributes:
+        damping: Ridge used, relative to mean(diag G).
+        retries: Times the ridge had to be raised.
+        dtype: What it was computed in.
+    """
+
+    damping: float
+    retries: int
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +100,10 @@ def ridge(gram: Tensor, weight: Tensor, kept: Tensor, damping: float) -> RidgeSo
         NumericalFailure: G_KK cannot be factorised, or the solution is not finite.
     """
     solution = torch.empty(len(weight), len(kept), dtype=torch.float64, device=gram.device)
-    used, retries = ridge_into(
+    went = ridge_into(
         as_matrix(gram), as_matrix(weight), kept, damping, DeviceMatrix(solution), Room(gram.device)
     )
-    return RidgeSolution(solution, used, retries)
+    return RidgeSolution(solution, went.damping, went.retries)
 
 
 def ridge_into(
@@ -97,8 +114,8 @@ def ridge_into(
     solution: Matrix,
     room: Room,
     cross: Matrix | None = None,
-) -> tuple[float, int]:
-    """The same by panels; the ridge used, relative to mean(diag G), and the retries.
+) -> Ridge:
+    """The same by panels.
 
     Args:
         gram: G, (f x f), any float dtype.
@@ -106,13 +123,26 @@ def ridge_into(
         kept: K, (k,) int64, ascending.
         damping: Ridge relative to mean(diag G), > 0.
         solution: Where W_K goes, (d x k), any float dtype.
-        room: Where the factor lies, and sizes of panels.
+        room: Where the factor lies, sizes of panels, and in what to compute: in float32 a solution
+            is refined once, and used if its residual is small enough (see `linalg.checked`).
         cross: The wanted outputs times the kept inputs, sum_t w_t y_t a_t^T / sum_t w_t, (d x k);
             None: those of the dense matrix, W0 G_:K.
 
     Raises:
         NumericalFailure: as `ridge`.
     """
+    return checked(room, lambda room: _solved(gram, weight, kept, damping, solution, room, cross))
+
+
+def _solved(
+    gram: Matrix,
+    weight: Matrix,
+    kept: Tensor,
+    damping: float,
+    solution: Matrix,
+    room: Room,
+    cross: Matrix | None,
+) -> Ridge:
     (d, f), k = weight.shape, len(kept)
     diagonal = gram.diagonal().double()
     check_finite(diagonal)
@@ -126,7 +156,7 @@ def ridge_into(
             panel = carve(dense, span.stop - span.start, k)
             weight.gather(span, kept, panel)
             solution.write(span, slice(0, k), panel)
-        return damping, 0
+        return Ridge(damping, 0, room.dtype)
     lower = room.matrix(k, k)
 
     def attempt(ridge: float) -> bool:
@@ -134,7 +164,7 @@ def ridge_into(
             gram.gather(kept[span], kept[: span.stop], panel)
             panel[:, span].diagonal().add_(ridge)
 
-        return factorise_into(lower, fill, room)
+        return settled(factorise_into(lower, fill, room), room)
 
     used, retries = raise_ridge(attempt, damping * mean_energy, _REMEDY)
     dense, right = room.flat(rows * f), room.flat(rows * k)
@@ -150,14 +180,80 @@ def ridge_into(
                 gram.gather(kept[part], slice(0, f), g)
                 torch.mm(w, g.T, out=b[:, part])
             b[:, part].add_(w[:, kept[part]], alpha=used)
+        wanted = b.clone() if is_checked(room) else None
         inner = min(k, room.panels.rows(k))
         solve_forward(lower, b, inner, columns)
         solve_backward(lower, b, inner, columns)
+        if wanted is not None:
+            _refine(gram, kept, used, lower, wanted, b, columns)
         if not torch.isfinite(b.sum()):  # Without a mask as large as b.
             raise NumericalFailure("the reconstructed weights are not finite", remedy=_REMEDY)
         solution.write(span, slice(0, k), b)
         room.tick()
-    return used / mean_energy, retries
+    return Ridge(used / mean_energy, retries, room.dtype)
+
+
+def _refine(
+    gram: Matrix,
+    kept: Tensor,
+    ridge: float,
+    lower: Matrix,
+    wanted: Tensor,
+    solution: Tensor,
+    columns: Tensor,
+) -> None:
+    """One step of iterative refinement, in place; then the error must be small.
+
+    With H = G_KK + g I and the residual R = B - X H, the error in the norm of the layer's output is
+
+        tr((X - X*) H (X - X*)^T) = tr(R H^-1 R^T) <= ||R||^2 / g,
+
+    which is compared with the solution's own, tr(X H X^T) = tr(X B^T) up to R.
+
+    Args:
+        gram: G, (f x f).
+        kept: K, (k,).
+        ridge: What was added to its diagonal.
+        lower: The factor of G_KK + ridge I.
+        wanted: Right side, (r x k); overwritten.
+        solution: X, (r x k), with X (G_KK + ridge I) = the right side.
+        columns: A buffer for panels.
+
+    Raises:
+        Inaccurate: the error may be too large.
+    """
+    k = len(kept)
+    inner = max(1, min(k, len(columns) // k))
+    change = wanted.clone()
+    _subtract_product(gram, kept, ridge, solution, change, inner, columns)
+    solve_forward(lower, change, inner, columns)
+    solve_backward(lower, change, inner, columns)
+    solution.add_(change)
+    torch.mul(solution, wanted, out=change)
+    energy = float(change.sum(dtype=torch.float64))
+    del change
+    _subtract_product(gram, kept, ridge, solution, wanted, inner, columns)
+    error = float(wanted.square_().sum(dtype=torch.float64)) / ridge
+    if error > 0.0:
+        require((error / energy) ** 0.5 if energy > 0.0 else math.inf)
+
+
+def _subtract_product(
+    gram: Matrix,
+    kept: Tensor,
+    ridge: float,
+    solution: Tensor,
+    target: Tensor,
+    step: int,
+    columns: Tensor,
+) -> None:
+    """Subtract X (G_KK + ridge I) from a tensor, (r x k)."""
+    k = len(kept)
+    for part in spans(k, step):
+        panel = carve(columns, part.stop - part.start, k)
+        gram.gather(kept[part], kept, panel)
+        target[:, part].addmm_(solution, panel.T, alpha=-1)
+    target.sub_(solution, alpha=ridge)
 
 
 def relative_error(

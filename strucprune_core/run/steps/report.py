@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import accumulate
@@ -28,6 +29,7 @@ from strucprune_core.plan.deviations import (
 from strucprune_core.plan.estimate import bytes_as, drafting_bytes, estimate_job, size_of
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import Unit, distill_units
+from strucprune_core.plan.precision import rounding_warning
 from strucprune_core.plan.predicted_speed import (
     alignment_warning,
     predicted_speed,
@@ -58,6 +60,7 @@ from strucprune_core.report.document import (
     SearchReport,
     SiteReport,
     SizeSummary,
+    SolvesReport,
     SparsitySummary,
     SpeedReport,
     TargetReport,
@@ -150,6 +153,7 @@ def _report(job: Job) -> Report:
         tasks=_tasks(job),
         speed=_speed(job),
         memory=_memory(job),
+        solves=_solves(job),
         phases=phase_times(_whole_graph(job), job.workspace, job.predicted_seconds),
         model_check=ModelCheck(**asdict(job.units.values(artifacts.ModelCheck()))),
         verification=_verification(job, artifacts.Verify()),
@@ -166,6 +170,7 @@ def _report(job: Job) -> Report:
             *batch_warning(job.spec),
             *_left_wide(job, pruned),
             *quantised_warning(job.spec, job.index),
+            *rounding_warning([job.precision], facts),
             *tokenizer_warning(job.index.file_versions),
             *text_warnings(job.spec, job.config.vocab_size, *_texts(job)),
             *rank_warning(layers),
@@ -176,6 +181,23 @@ def _report(job: Job) -> Report:
             *_speed_warnings(job),
         ],
     )
+
+
+def _solves(job: Job) -> SolvesReport | None:
+    """In what the sites were computed; a workspace of an earlier version does not say it."""
+    layers = sorted({place.layer for place in job.planned})
+    if job.removes_experts_alone or not layers:
+        return None
+    units = job.units
+    curves = Counter(
+        dtype for layer in layers for dtype in units.values(artifacts.Curve(layer)).dtypes.values()
+    )
+    repairs = Counter(
+        site.dtype
+        for layer in layers
+        for site in units.values(artifacts.Solve(layer)).sites.values()
+    )
+    return SolvesReport(curves=dict(curves), repairs=dict(repairs))
 
 
 def _target(job: Job, pruned: PrunedModel, after: SizeSummary) -> TargetReport | None:

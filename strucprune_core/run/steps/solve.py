@@ -45,7 +45,9 @@ def _solve_site(measured: MeasuredSite, width: int) -> tuple[SiteSolution, Solve
         kept, went = _admm_support(measured, kept)
     repair = measured.repair(kept)
     error = _held_out_error(measured, repair.solution)
-    return repair.solution, SolvedSite(error, repair.damping, repair.damping_retries, went)
+    dtype = str(repair.dtype).removeprefix("torch.")
+    values = SolvedSite(error, repair.damping, repair.damping_retries, went, dtype)
+    return repair.solution, values
 
 
 def _admm_support(measured: MeasuredSite, start: Tensor) -> tuple[Tensor, AdmmValues]:

@@ -51,7 +51,7 @@ def test_a_rate_is_the_median_of_some_runs(monkeypatch: pytest.MonkeyPatch) -> N
     taken = iter([9.0, 9.0, 1.0, 2.0, 30.0])  # The first product makes the result, one warms up.
     clock = Clock(lambda size: next(taken))
     monkeypatch.setattr(torch, "mm", clock.multiply)
-    assert product_rate(CPU, torch.float32, 100, clock) == pytest.approx(2 * 100**3 / 2.0)
+    assert product_rate(CPU, "float32", 100, clock) == pytest.approx(2 * 100**3 / 2.0)
 
 
 @pytest.mark.parametrize(("rate", "largest"), [(1e9, 256), (1e11, 1024), (1e14, 8192)])
@@ -61,10 +61,26 @@ def test_sizes_that_take_too_long_are_left_out(
     clock = Clock(lambda size: 2 * size**3 / rate)
     monkeypatch.setattr(torch, "mm", clock.multiply)
     monkeypatch.setattr(torch, "full", lambda size, *_, **__: torch.zeros(size[0], 1))
-    found = device_rates._products(CPU, torch.float32, clock)
+    found = device_rates._products(CPU, "float32", clock)
     assert max(found) == largest
     assert all(each == pytest.approx(rate) for each in found.values())
     assert clock.now < 2.0
+
+
+def test_tf32_is_a_mode_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, torch.dtype]] = []
+    multiply = torch.mm
+
+    def watched(left: torch.Tensor, right: torch.Tensor, **more: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.backends.cuda.matmul.allow_tf32, left.dtype))
+        return multiply(left, right, **more)
+
+    monkeypatch.setattr(torch, "mm", watched)
+    before = torch.backends.cuda.matmul.allow_tf32
+    for precision in ("float32", "tf32", "bfloat16"):
+        product_rate(CPU, precision, 8, Clock(lambda size: 1.0))
+    assert {*seen} == {(False, torch.float32), (True, torch.float32), (False, torch.bfloat16)}
+    assert torch.backends.cuda.matmul.allow_tf32 == before
 
 
 def test_time_of_one_thread_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import torch
 from strucprune_core.errors import UnsupportedArchitecture
 from strucprune_core.models.generic.mixed_precision import check_residual
 from strucprune_core.plan.pieces import plan_job
+from strucprune_core.run import opening
 from tests.core.jobs.tiny_job import EASY, run, tiny_spec
 from tests.core.models.families import saved_variant
 from tests.core.models.generic.tiny import save_tiny
@@ -134,3 +135,30 @@ def test_a_layer_that_rounds_the_residual_stream_is_refused() -> None:
     with pytest.raises(UnsupportedArchitecture, match="residual stream to bfloat16") as found:
         check_residual(torch.zeros(1, dtype=torch.bfloat16))
     assert found.value.field == "runtime.precision"
+
+
+@pytest.mark.parametrize("memory", [None, 1_300_000], ids=["whole", "panels"])
+def test_solves_in_float32(
+    memory: int | None, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_tiny_llama(tmp_path / "model")
+    pruning = {"structures": ["ffn_channels", "kv_groups"], "allocation": "uniform"}
+    found = {}
+    for dtype in (torch.float64, torch.float32):
+        monkeypatch.setattr(opening, "solve_dtype", lambda _, dtype=dtype: dtype)
+        root = tmp_path / str(dtype)
+        runtime = {"device_memory_bytes": memory}
+        spec = tiny_spec(model, text_file, root / "out", pruning=pruning, runtime=runtime)
+        found[dtype] = report = run(spec, root)
+        name, sites = str(dtype).removeprefix("torch."), 2 * len(report.layers)
+        assert report.environment.solve_dtype == name
+        assert report.solves is not None
+        assert report.solves.curves == report.solves.repairs == {name: sites}
+        if memory is not None:
+            peak = report.memory.device_peak_bytes.measured
+            assert peak is not None
+            assert peak <= plan_job(spec, open_stream(model).config).device_peak_bytes
+    wide, narrow = (each.perplexity for each in found.values())
+    assert wide is not None
+    assert narrow is not None
+    assert narrow.after == pytest.approx(wide.after, rel=1e-3)

@@ -7,11 +7,22 @@ from typing import Any
 
 import pytest
 
+from strucprune_core.models.precision import Precision
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.rates import DeviceRates
-from strucprune_core.plan.seconds import MOST, MOST_ON_GPU, START_SECONDS, estimated_seconds
+from strucprune_core.plan.seconds import (
+    LEAST,
+    LEAST_OF_TASKS,
+    MOST,
+    MOST_OF_TASKS,
+    MOST_ON_GPU,
+    START_SECONDS,
+    estimated_seconds,
+    publishing_seconds,
+    runs_on,
+)
 from strucprune_core.plan.unit_seconds import (
     EVERY_UNIT_SECONDS,
     LOADED_BYTES_PER_PARAMETER,
@@ -113,6 +124,36 @@ def test_a_device_twice_as_fast_takes_half_the_time(facts: ModelFacts) -> None:
         assert slow[name] - fixed == pytest.approx(2 * (fast[name] - fixed))
 
 
+def test_operations_run_at_the_rate_of_their_precision(facts: ModelFacts) -> None:
+    gpu = RATES.model_copy(
+        update={
+            "kind": "cuda",
+            "products": {**RATES.products, "bfloat16": {64: 40e6}, "tf32": {64: 20e6}},
+        }
+    )
+    spec = job()
+    units = computing_units(spec, facts.config)
+    panels = plan_job(spec, facts.config).panels
+    work = unit_flops(units, spec, facts.config, panels)["capture.0"]
+
+    def seconds(precision: Precision) -> dict[str, float]:
+        return unit_seconds(units, spec, facts.config, panels, gpu, NEAR, precision)
+
+    exact, narrow, tf32 = (seconds(each) for each in ("float32", "bfloat16", "tf32"))
+    assert exact["capture.0"] - narrow["capture.0"] == pytest.approx(
+        work["calibration"] * SLOWDOWN["calibration"] * (1 / 4e6 - 1 / 40e6)
+        + work["grams"]
+        * SLOWDOWN["grams"]
+        * (1 / RATES.product("float32", 192) - 1 / 20e6)  # statistics are float32 at heart
+    )
+    assert narrow["evaluate.dense"] < tf32["evaluate.dense"] < exact["evaluate.dense"]
+    assert exact["curve.0"] == narrow["curve.0"] == tf32["curve.0"]
+    # A GPU that is slow in float64 solves in float32, here twice as fast.
+    quick = gpu.model_copy(update={"solves_in": "float32"})
+    solved = unit_seconds(units, spec, facts.config, panels, quick, NEAR)["curve.0"]
+    assert exact["curve.0"] - EVERY_UNIT_SECONDS == pytest.approx(2 * (solved - EVERY_UNIT_SECONDS))
+
+
 def test_far_weights_take_the_time_of_the_network(facts: ModelFacts) -> None:
     small = StoredModel(CACHE_BYTES, is_local=False)
     large = StoredModel(2 * CACHE_BYTES, is_local=False)
@@ -131,21 +172,50 @@ def test_a_job_takes_what_its_units_take(facts: ModelFacts) -> None:
     spec = job()
     found = estimated_seconds(spec, facts, RATES)
     assert found.seconds == pytest.approx(
-        START_SECONDS + sum(seconds_of(spec, facts, stored=StoredModel.of(facts.index)).values()),
+        START_SECONDS
+        + sum(seconds_of(spec, facts, stored=StoredModel.of(facts.index)).values())
+        + publishing_seconds(spec, facts, RATES),
         abs=0.1,
     )
     assert found.seconds == pytest.approx(sum(found.phases.values()), abs=0.5)
     assert found.least_seconds < found.seconds < found.most_seconds
-    assert found.most_seconds == pytest.approx(MOST * found.seconds, abs=0.1)
+    assert found.most_seconds == pytest.approx(MOST * found.seconds, abs=0.5)
     assert (found.device, found.threads, found.workers) == ("a processor", 1, 1)
     without = estimated_seconds(job(evaluate=False), facts, RATES)
     assert Phase.EVALUATING in found.phases
     assert without.phases.get(Phase.EVALUATING, 0.0) < found.phases[Phase.EVALUATING]
 
 
+def test_what_tasks_take_is_a_guess(facts: ModelFacts) -> None:
+    plain = estimated_seconds(job(), facts, RATES)
+    spec = job()
+    assert spec.evaluation is not None
+    judged = spec.evaluation.model_copy(update={"tasks": ("piqa",), "limit": 100})
+    found = estimated_seconds(spec.model_copy(update={"evaluation": judged}), facts, RATES)
+    tasks = found.seconds - plain.seconds
+    assert tasks > 10.0
+    assert found.least_seconds == pytest.approx(
+        LEAST * plain.seconds + LEAST_OF_TASKS * tasks, abs=0.3
+    )
+    assert found.most_seconds == pytest.approx(
+        MOST * plain.seconds + MOST_OF_TASKS * tasks, abs=0.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "on_cpu", "on_gpu"),
+    [("auto", True, True), ("cpu", True, False), ("cuda", False, True), ("cuda:1", False, True)],
+)
+def test_a_job_runs_where_its_device_is(device: str, on_cpu: bool, on_gpu: bool) -> None:
+    spec = job()
+    spec = spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"device": device})})
+    assert runs_on(spec, RATES) == on_cpu
+    assert runs_on(spec, RATES.model_copy(update={"kind": "cuda"})) == on_gpu
+
+
 def test_no_job_has_shown_how_good_the_prediction_is_on_a_gpu(facts: ModelFacts) -> None:
     found = estimated_seconds(job(), facts, RATES.model_copy(update={"kind": "cuda"}))
-    assert found.most_seconds == pytest.approx(MOST_ON_GPU * found.seconds, abs=0.1)
+    assert found.most_seconds == pytest.approx(MOST_ON_GPU * found.seconds, abs=0.5)
 
 
 def test_what_sizes_share_is_done_once(facts: ModelFacts) -> None:

@@ -46,6 +46,7 @@ VALUES: dict[type[Artifacts], Any] = {
         {"ffn": SiteStatistics(64, 96, 1.0, 0.5, None)},
         artifacts.RouteValues([7, 0], [0.5, 0.0], [0.25, 0.0], []),
     ),
+    artifacts.Curve: artifacts.CurveValues({"ffn": "float32"}),
     artifacts.ExpertProbe: artifacts.ExpertProbeValues([(1, 0.5), (3, 1.25)]),
     artifacts.Route: artifacts.RouteValues([7, 0], [0.5, 0.0], [0.25, 0.0], [(1, 0.5)]),
     artifacts.Select: artifacts.SelectValues([[], [0, 2]], None, None, [1.0, 1.0], [0.0, 0.5]),

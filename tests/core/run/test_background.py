@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from strucprune_core.errors import Stopped, StorageUnavailable
@@ -24,8 +26,9 @@ from strucprune_core.run import progress_meter
 from strucprune_core.run.background import WAIT_SECONDS
 from strucprune_core.run.context import Job
 from strucprune_core.run.progress import FinishedUnit, Progress, StopSignal
+from strucprune_core.run.runner import CHAINED_KINDS
 from strucprune_core.run.step_table import STEPS
-from strucprune_core.run.workspace import Draft
+from strucprune_core.run.workspace import Draft, Workspace
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.store import Tick, ignore_bytes
@@ -129,21 +132,23 @@ def test_the_next_unit_is_computed_while_one_is_stored(
     assert len(order) == len(set(order))
 
 
-def test_a_unit_begins_when_all_before_it_are_finished_and_one_at_a_time_is_stored(
+def test_units_are_stored_in_order_and_one_at_a_time(
     runner: Runner, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun: list[str] = []
-    overlaps: list[str] = []
+    """No manifest is there before those of the units that it builds on."""
+    after: dict[str, tuple[str, ...]] = {}
+    early: list[str] = []
     storing: list[str] = []
 
     def look(job: Job, unit: Unit) -> None:
-        assert {name for name in unit.after if not runner.is_finished(name)} == set()
-        unfinished = [name for name in begun if not runner.is_finished(name)]
-        overlaps.extend(unfinished)
-        assert len(unfinished) <= 1
-        begun.append(unit.name)
+        unfinished = [name for name in unit.after if not runner.is_finished(name)]
+        if unfinished:
+            early.append(unit.name)
+            assert {unit.kind, *(name.split(".")[0] for name in unfinished)} <= CHAINED_KINDS
+        after[unit.name] = unit.after
 
     def slow(unit: str, tick: Tick) -> None:
+        assert [name for name in after[unit] if not runner.is_finished(name)] == []
         storing.append(unit)
         assert [name for name in set(storing) if not runner.is_finished(name)] == [unit]
         time.sleep(0.03)
@@ -151,7 +156,90 @@ def test_a_unit_begins_when_all_before_it_are_finished_and_one_at_a_time_is_stor
     before_each_step(monkeypatch, look)
     runner.run(slow)
     assert runner.checkpoint() == expected
-    assert {"capture.1", "curve.0", "solve.0"} <= set(overlaps)
+    assert len(after) == len(set(runner.done)) - 1  # All but publishing were done once.
+    assert early
+
+
+def test_a_chain_goes_on_from_this_machine_s_files(
+    runner: Runner, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next layer is captured while the one before is being stored."""
+    begun = threading.Event()
+
+    def look(job: Job, unit: Unit) -> None:
+        if unit.name == "capture.1":
+            assert not runner.is_finished("capture.0")
+            begun.set()
+
+    def wait_for_the_next(unit: str, tick: Tick) -> None:
+        if unit == "capture.0":
+            assert begun.wait(PATIENCE_SECONDS)
+
+    before_each_step(monkeypatch, look)
+    runner.run(wait_for_the_next)
+    assert runner.checkpoint() == expected
+
+
+def test_nothing_is_stored_behind_a_unit_that_could_not_be(
+    runner: Runner, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = threading.Event()
+
+    def look(job: Job, unit: Unit) -> None:
+        if unit.name == "capture.2":  # So `capture.1` was computed, and waits.
+            waits.set()
+            while True:  # A step that has only the failure to end it.
+                job.safe_point()
+                time.sleep(0.001)
+
+    def fail(unit: str, tick: Tick) -> None:
+        if unit == "capture.0":
+            assert waits.wait(PATIENCE_SECONDS)
+            raise StorageUnavailable("the network went away")
+
+    before_each_step(monkeypatch, look)
+    with pytest.raises(StorageUnavailable, match="went away") as caught:
+        runner.run(fail)
+    assert caught.value.layer == 0
+    for unit in ("capture.0", "capture.1", "capture.2"):
+        assert not runner.is_finished(unit)
+        assert runner.nothing_is_left_of(unit)
+    monkeypatch.undo()
+    runner.run(lambda name, tick: None)
+    assert runner.checkpoint() == expected
+
+
+def test_what_builds_on_other_bytes_is_done_again(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process, of a device that rounds differently, has stored the unit first."""
+    begun: list[str] = []
+    has_begun = threading.Event()
+    workspaces: list[Workspace] = []
+
+    def look(job: Job, unit: Unit) -> None:
+        begun.append(unit.name)
+        assert isinstance(job.workspace, Workspace)
+        workspaces.append(job.workspace)
+        if unit.name == "capture.1":
+            has_begun.set()
+
+    def be_slower_than_another(unit: str, tick: Tick) -> None:
+        if unit != "capture.0" or has_begun.is_set():
+            return
+        assert has_begun.wait(PATIENCE_SECONDS)
+        mine = workspaces[0].file(unit, "hidden.0-7.npy")
+        others = Draft(tmp_path / "others", workspaces[0].values(unit))
+        shutil.copytree(mine.parent, others.directory)
+        np.save(others.path(mine.name), np.load(mine) * np.float32(1.0 + 2.0**-20))
+        workspaces[0].store(unit, others, seconds=1, host_peak_bytes=1, device_peak_bytes=None)
+
+    before_each_step(monkeypatch, look)
+    runner.run(be_slower_than_another)
+    assert begun.count("capture.0") == 1
+    assert begun.count("capture.1") == 2
+    manifest = json.loads((tmp_path / "workspace/units/capture.0/manifest.json").read_text())
+    assert manifest["host_peak_bytes"] == 1
 
 
 @pytest.mark.parametrize("unit", ["tokens", "capture.1", "solve.0", "assemble.0"])

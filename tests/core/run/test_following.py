@@ -97,11 +97,11 @@ class AtOnce(Background[T]):
     """A task is done when it is begun, by the worker's own thread, whose turn may end meanwhile."""
 
     def start(self, task: Callable[[], T]) -> None:
-        self._task = Future()
+        self._tasks.append(future := Future[T]())
         try:
-            self._task.set_result(task())
+            future.set_result(self._run(task))
         except BaseException as error:
-            self._task.set_exception(error)
+            future.set_exception(error)
             if not isinstance(error, Exception):
                 raise
 

@@ -152,9 +152,9 @@ def test_retries_out_of_memory(tmp_path: Path) -> None:
     place, left = room(tmp_path, panels), stored(weight, panels)
     assert damage_curve(stored(gram, panels), left, room=place).retries == 1
     solution, kept = place.matrix(3, 20), torch.arange(20)
-    damping, retries = ridge_into(stored(gram, panels), left, kept, 0.01, solution, place)
-    assert damping == pytest.approx(0.1)
-    assert retries == 1
+    went = ridge_into(stored(gram, panels), left, kept, 0.01, solution, place)
+    assert went.damping == pytest.approx(0.1)
+    assert went.retries == 1
     torch.testing.assert_close(solution.tensor, ridge(gram, weight, kept, 0.1).weight)
 
 
@@ -172,8 +172,8 @@ def test_the_ridge_by_panels(
     place = room(tmp_path, panels)
     solution = place.matrix(rows, kept)
     result = ridge_into(stored(gram, panels), stored(weight, panels), columns, 0.3, solution, place)
-    assert result[0] == pytest.approx(0.3)
-    assert result[1] == 0
+    assert result.damping == pytest.approx(0.3)
+    assert result.retries == 0
     torch.testing.assert_close(solution.tensor, torch.linalg.solve(left, right.T).T)
     in_memory = ridge(gram, weight, columns, 0.3)
     torch.testing.assert_close(in_memory.weight, solution.tensor)
