@@ -21,6 +21,7 @@ from strucprune_core.plan.graph import build_graph
 from strucprune_core.plan.sites import energy_of
 from strucprune_core.plan.work import unit_flops
 from strucprune_core.report.document import Report
+from strucprune_core.run.device_memory import FREE_SHARE, free_bytes
 from strucprune_core.run.progress import FinishedUnit
 from strucprune_core.storage.local import LocalStore
 
@@ -52,8 +53,14 @@ def make_model(
 def job(
     model: tuple[Path, Path], root: Path, text: Text, device: str, **sections: dict[str, Any]
 ) -> JobSpec:
-    """Prune 30 % of a model's FFN channels; `sections` add to the specification's."""
+    """Prune 30 % of a model's FFN channels; `sections` add to the specification's.
+
+    A GPU's limit is what is free there now, as a job takes it that names none: so its plan is known
+    before it runs.
+    """
     path, words = model
+    free = free_bytes(torch.device(device))
+    limit = None if free is None else int(FREE_SHARE * free)
     specification: dict[str, Any] = {
         "model": {"uri": str(path)},
         "output": {"uri_prefix": str(root / "out")},
@@ -63,7 +70,7 @@ def job(
             "samples": text.samples,
             "sequence_length": text.sequence_length,
         },
-        "runtime": {"device": device},
+        "runtime": {"device": device, "device_memory_bytes": limit},
     }
     for name, section in sections.items():
         specification[name] = {**specification.get(name, {}), **section}

@@ -73,6 +73,7 @@ def measure(device: str, folder: Path, keep: Keep, settings: Settings = Settings
             **found(),
             "device_peak_bytes_measured": measured,
             "peak_within_plan": None if measured is None else measured <= plan.device_peak_bytes,
+            "traffic": [phase.model_dump() for phase in report.traffic],
             "seconds": sum(units.seconds.values()),
             "whole_model": {
                 "how": f"extrapolated from {config.layers} of {whole.layers} layers, not measured: "

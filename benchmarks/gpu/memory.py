@@ -17,6 +17,7 @@ from strucprune_core.errors import StrucPruneError
 from strucprune_core.models.families import parse_config
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.report.document import Report
+from strucprune_core.spec import JobSpec
 
 BAR = 0.10
 """How far the measured peak may be from the predicted one, relative to the measured one."""
@@ -29,7 +30,7 @@ class Shape:
     name: str
     raw: dict[str, Any]
     shares: Sequence[float | None] = (None, 0.6)
-    """Limits, as shares of the peak without one; None: without."""
+    """Limits, as shares of the peak with ample memory; None: ample memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +74,16 @@ def _row(
     settings: Settings,
 ) -> dict[str, Any]:
     config = parse_config(shape.raw)
-    spec = job(model, root, settings.text, device)
-    # On a CPU tensors are counted under a limit alone.
-    limit = AMPLE_BYTES if device == "cpu" else None
+
+    def limited(limit: int) -> JobSpec:
+        runtime = {"device_memory_bytes": limit}
+        return job(model, root, settings.text, device, runtime=runtime)
+
+    # Ample memory is a limit too: with it pieces are the largest, and a CPU counts its tensors.
+    limit, spec = AMPLE_BYTES, limited(AMPLE_BYTES)
     if share is not None:
         limit = int(share * plan_job(spec, config).device_peak_bytes)
-    if limit is not None:
-        runtime = {"device_memory_bytes": limit}
-        spec = job(model, root, settings.text, device, runtime=runtime)
+        spec = limited(limit)
     plan = plan_job(spec, config)
     units = Units(lambda found: None)
     report = run(spec, root, units)

@@ -13,10 +13,12 @@ from typing import Any
 from benchmarks.gpu.shapes import SMOLLM2, raw_of
 from benchmarks.speed import IN_FLOAT64, PURPOSES
 from strucprune_core.errors import InvalidSpec
+from strucprune_core.method.linalg.transfers import Transferred
 from strucprune_core.models.families import parse_config
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
 from strucprune_core.plan.pieces import plan_job
-from strucprune_core.plan.work import flops, weights_read
+from strucprune_core.plan.traffic import StoredWeights, phase_traffic
+from strucprune_core.plan.work import flops
 from strucprune_core.spec import JobSpec
 
 GIB = 2**30
@@ -60,7 +62,7 @@ class GpuPlan:
         device_bytes: Peak on the device, by step.
         host_bytes: Peak of the process.
         pieces: In which it runs.
-        read_bytes: From the model's files.
+        moved: Bytes that are read of the model, and that cross each way.
         flops: Operations by purpose.
         compute_seconds: Of these, at least.
         read_seconds: At `READ_BYTES_PER_SECOND`.
@@ -69,7 +71,7 @@ class GpuPlan:
     device_bytes: dict[str, int]
     host_bytes: int
     pieces: str
-    read_bytes: int
+    moved: Transferred
     flops: dict[str, int]
     compute_seconds: float
     read_seconds: float
@@ -97,7 +99,9 @@ def plan_for(gpu: Gpu, raw: dict[str, Any]) -> GpuPlan:
     )
     plan = plan_job(spec, config)
     work = flops(spec, config, plan.panels)
-    read = STORED_BYTES * weights_read(spec, config, plan.tiles)
+    stored = StoredWeights(STORED_BYTES, STORED_BYTES)
+    phases = phase_traffic(spec, config, plan.tiles, plan.panels, stored)
+    moved = Transferred.total(phases.values())
     rows = plan.tiles.weight_rows
     widest = max(max(block.ffn_widths) for block in config.blocks)
     return GpuPlan(
@@ -106,13 +110,13 @@ def plan_for(gpu: Gpu, raw: dict[str, Any]) -> GpuPlan:
         pieces=f"{plan.tiles.micro_batch_tokens} tokens, "
         f"{'whole layers' if rows is None else f'{rows} rows of weights'}, "
         f"{min(plan.panels.panel, widest)} columns solved",
-        read_bytes=read,
+        moved=moved,
         flops=work,
         compute_seconds=sum(
             count / (gpu.float64 if purpose in FLOAT64_PURPOSES else gpu.float32)
             for purpose, count in work.items()
         ),
-        read_seconds=read / READ_BYTES_PER_SECOND,
+        read_seconds=moved.read / READ_BYTES_PER_SECOND,
     )
 
 
@@ -134,7 +138,8 @@ def _assumptions(gpus: Sequence[Gpu]) -> list[str]:
         "Computing, at least: planned operations at the data sheet's rates, in TFLOP/s of float32 "
         f"and float64: {rates}.",
         f"Reading: bfloat16 weights at {READ_BYTES_PER_SECOND / 1e9:g} GB/s, an assumption. "
-        "Copies between host and GPU are not planned yet, and not counted.",
+        "Copies between host and GPU are planned, but no time is "
+        "added for them.",
     ]
 
 
@@ -142,8 +147,8 @@ def _shape(name: str, gpus: Sequence[Gpu]) -> list[str]:
     raw, lines = raw_of(name), ["", f"## {name}", ""]
     lines += [
         "| GPU | peak on it | of step | host peak | pieces | TFLOP float32 | TFLOP float64 "
-        "| computing, at least | read | reading |",
-        "|---" * 10 + "|",
+        "| computing, at least | read | reading | to the GPU | from it |",
+        "|---" * 12 + "|",
     ]
     plans: dict[str, GpuPlan] = {}
     for gpu in gpus:
@@ -151,7 +156,7 @@ def _shape(name: str, gpus: Sequence[Gpu]) -> list[str]:
         try:
             plans[title] = plan_for(gpu, raw)
         except InvalidSpec as refused:
-            lines.append(f"| {title} | does not fit: {refused.message} |" + " |" * 8)
+            lines.append(f"| {title} | does not fit: {refused.message} |" + " |" * 10)
             continue
         lines.append(_row(title, plans[title]))
     if plans:
@@ -166,7 +171,8 @@ def _row(title: str, plan: GpuPlan) -> str:
     return (
         f"| {title} | {_gb(plan.device_bytes[step])} | {step} | {_gb(plan.host_bytes)} "
         f"| {plan.pieces} | {in_float32 / 1e12:,.1f} | {in_float64 / 1e12:,.1f} "
-        f"| {plan.compute_seconds:,.1f} s | {_gb(plan.read_bytes)} | {plan.read_seconds:,.1f} s |"
+        f"| {plan.compute_seconds:,.1f} s | {_gb(plan.moved.read)} | {plan.read_seconds:,.1f} s "
+        f"| {_gb(plan.moved.to_device)} | {_gb(plan.moved.to_host)} |"
     )
 
 

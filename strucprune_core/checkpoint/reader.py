@@ -6,7 +6,7 @@ the way: see `checkpoint.dequantised`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,7 @@ from strucprune_core.checkpoint.hostile_json import shown
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.mxfp4 import BLOCK_BYTES, BLOCK_NUMBERS
 from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.storage.read_ahead import ReadAheadStore
 from strucprune_core.storage.store import Readable
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
@@ -70,6 +71,14 @@ class TensorReader:
             return self._index.tensors[name]
         except KeyError:
             raise InvalidCheckpoint(f"the checkpoint has no tensor {shown(name)}") from None
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Have tensors fetched that are likely to be read next, if the model is far away."""
+        store = self._index.store
+        if isinstance(store, ReadAheadStore):
+            infos = [self.info(name) for name in names]
+            here = [each for each in infos if self._store(each) is store]
+            store.expect((each.file, each.start, each.size_bytes) for each in here)
 
     def raw(self, name: str) -> bytearray:
         """The stored bytes of a tensor.

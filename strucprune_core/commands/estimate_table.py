@@ -82,6 +82,10 @@ def _traffic(estimate: dict[str, Any]) -> dict[str, str]:
     return {
         "workspace": figures.size(estimate["workspace_bytes"]),
         "reading": f"{figures.size(estimate['bytes_read'])}, the model {times:.1f} times",
+        "to and from the device": " and ".join(
+            figures.size(sum(phase[way] for phase in estimate["traffic"].values()))
+            for way in ("to_device_bytes", "to_host_bytes")
+        ),
     }
 
 

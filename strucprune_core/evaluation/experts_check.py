@@ -120,7 +120,7 @@ class ExpertsCheck:
         return difference
 
     def _output(self, stream: ModelStream, layer: int, given: Rows) -> Rows:
-        output: Rows = stream.run_layer(layer, stream.layer(layer), given).hidden.cpu().numpy()
+        output: Rows = stream.to_host(stream.run_layer(layer, stream.layer(layer), given).hidden)
         return output
 
 
@@ -143,7 +143,7 @@ def masked_output(
         given: The layer's input, (b x n x d).
     """
     with masked(dense.config, modules, layer, tensors, kept) as weights:
-        output: Rows = dense.run_layer(layer, weights, given).hidden.cpu().numpy()
+        output: Rows = dense.to_host(dense.run_layer(layer, weights, given).hidden)
     return output
 
 

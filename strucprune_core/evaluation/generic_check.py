@@ -115,7 +115,7 @@ def check_generic_model(
         wanted = whole.outputs[layer].cpu().numpy()
         weights = stream.layer(layer)
         mine, nudged = (
-            stream.run_layer(layer, weights, hidden).hidden.cpu().numpy()
+            stream.to_host(stream.run_layer(layer, weights, hidden).hidden)
             for hidden in (given, nudged_values(given))
         )
         compare(f"layer {layer}", mine, nudged, wanted, largest(wanted), layer=layer, routed=True)
@@ -278,7 +278,7 @@ def cut_and_zeroed(
     cut = with_tensors(weights, cut_tensors(weights, solutions))
     zeroed = with_tensors(weights, zeros)
     first, second = (
-        stream.run_layer(layer, each, hidden).hidden.cpu().numpy() for each in (cut, zeroed)
+        stream.to_host(stream.run_layer(layer, each, hidden).hidden) for each in (cut, zeroed)
     )
     return first, second
 

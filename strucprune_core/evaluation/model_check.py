@@ -144,7 +144,9 @@ def _layer_outputs(
     weights = stream.layer(layer)
 
     def output(hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        result: NDArray[np.float32] = stream.run_layer(layer, weights, hidden).hidden.cpu().numpy()
+        result: NDArray[np.float32] = stream.to_host(
+            stream.run_layer(layer, weights, hidden).hidden
+        )
         return result
 
     return output(given), output(nudged_values(given))

@@ -83,9 +83,10 @@ class GramAccumulator:
     def add(self, activations: Tensor, weights: Tensor) -> None:
         """Add tokens: their activations (n x m), any float dtype, and weights w_t (n,) float32."""
         self.tokens += len(activations)
-        self._mean.addmv_(activations.float().T, weights)
+        values, root = activations.float(), weights.sqrt()[:, None]
+        self._mean.addmv_(values.T, weights)
         self._weight.add_(weights.sum(dtype=torch.float64))
-        scaled = activations.float() * weights.sqrt()[:, None]
+        scaled = values * root if values is activations else values.mul_(root)
         add_gram(self._sums, scaled, self._step, self._buffer)
 
     def energy(self, total_weight: float) -> float:

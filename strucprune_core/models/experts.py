@@ -58,15 +58,15 @@ def expert_matrices(config: ModelConfig, layer: int) -> Experts | None:
     return replace(experts, own=own, sliced=sliced) if own or sliced else None
 
 
-def matrices_bytes(config: ModelConfig, layer: int) -> int:
-    """Bytes of the matrices of one expert, float32; 0 if the layer has none that are known."""
+def matrices_bytes(config: ModelConfig, layer: int, number: int = 4) -> int:
+    """Bytes of the matrices of one expert, `number` for each; 0 if it has none that are known."""
     block, experts = config.blocks[layer].generic, expert_matrices(config, layer)
     if block is None or experts is None:
         return 0
     shapes = dict(block.tensors)
     sizes = [math.prod(shapes[name.format(0)]) for name in experts.own]
     sizes += [math.prod(shapes[name][1:]) for name, _ in experts.sliced]
-    return 4 * sum(sizes)
+    return number * sum(sizes)
 
 
 def least_kept(routing: Routing) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,7 @@ from strucprune_core.export.block_configs import padded
 from strucprune_core.export.gguf_layout import plan_tensors
 from strucprune_core.method.allocation.budget import nearest_removal
 from strucprune_core.method.allocation.uniform import allocate_uniformly
+from strucprune_core.method.linalg.transfers import Transferred
 from strucprune_core.models.blocks import blocks_of, without_blocks
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import (
@@ -59,8 +60,9 @@ from strucprune_core.plan.sites import (
 )
 from strucprune_core.plan.speed import over_budget, speed_warning, tensor_bytes
 from strucprune_core.plan.task_memory import batch_tokens, task_tokens
-from strucprune_core.plan.work import active_weights, flops, weights_read, weights_read_by_size
-from strucprune_core.report.document import PredictedSpeed, SizeSummary
+from strucprune_core.plan.traffic import StoredWeights, phase_traffic
+from strucprune_core.plan.work import active_weights, flops
+from strucprune_core.report.document import Moved, PredictedSpeed, SizeSummary
 from strucprune_core.spec import GGUF_EXPORTS, Export, JobSpec, PruningSpec
 
 
@@ -99,6 +101,7 @@ class Estimate(BaseModel):
     )
     workspace_bytes: int = Field(description="Peak disk space of the workspace.")
     bytes_read: int = Field(description="Bytes of weights read from the model's files in all.")
+    traffic: dict[str, Moved] = Field(description="What is read and copied, by phase.")
     flops: dict[str, int] = Field(description="Floating-point operations by phase.")
     pieces: dict[str, int | None] = Field(
         description="Tokens, rows, columns and experts that are resident at a time; null: all of a "
@@ -163,24 +166,42 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     """
     sizes = spec.by_size()
     each = {size: _estimate_alone(alone, facts) for size, alone in sizes.items()}
-    first, *others = each.values()
+    first = next(iter(each.values()))
     if not spec.pruning.sizes:
         return first
     config = facts.config
     shared = _shared_workspace_bytes(spec, config)
-    again = len(others) * weights_read_by_size(next(iter(sizes.values())), config)
-    stored = facts.index.total_bytes - drafting_bytes(config, facts.index)
-    read = first.bytes_read + again * stored // first.parameters_before
+    plan = plan_job(spec, config)
     return first.model_copy(
         update={
             "workspace_bytes": shared + sum(one.workspace_bytes - shared for one in each.values()),
             "host_peak_bytes": max(one.host_peak_bytes for one in each.values()),
             "device_peak_bytes": max(one.device_peak_bytes for one in each.values()),
-            "bytes_read": read,
-            "flops": flops(spec, config, plan_job(spec, config).panels),
+            **_traffic(spec, facts, plan),
+            "flops": flops(spec, config, plan.panels),
             "sizes": {size: _of_size(one) for size, one in each.items()},
             "warnings": warnings_of_sizes({size: one.warnings for size, one in each.items()}),
         }
+    )
+
+
+def _traffic(spec: JobSpec, facts: ModelFacts, plan: Plan) -> dict[str, Any]:
+    """The fields on traffic."""
+    phases = planned_traffic(spec, facts, plan)
+    return {"bytes_read": sum(moved.read_bytes for moved in phases.values()), "traffic": phases}
+
+
+def planned_traffic(spec: JobSpec, facts: ModelFacts, plan: Plan) -> dict[str, Moved]:
+    """What a job reads and copies, by phase."""
+    stored = StoredWeights.of(facts)
+    moved = phase_traffic(spec, facts.config, plan.tiles, plan.panels, stored)
+    return {phase: as_moved(each) for phase, each in moved.items()}
+
+
+def as_moved(moved: Transferred) -> Moved:
+    """The same as part of a document."""
+    return Moved(
+        read_bytes=moved.read, to_device_bytes=moved.to_device, to_host_bytes=moved.to_host
     )
 
 
@@ -207,8 +228,6 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
     plan = plan_job(spec, config)
     host = max(host_terms(spec, config).values())
     on_device = spec.runtime.on_gpu
-    parameters_read = weights_read(spec, config, plan.tiles)
-    read = parameters_read * (index.total_bytes - drafting) // parameters
     return Estimate(
         sparsity_requested=requested,
         sparsity_reached=reached,
@@ -224,7 +243,7 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
         workspace_bytes=_workspace_bytes(spec, config, bytes_after + sum(exports.values()))
         + _gathered_bytes(spec, config, plan)
         + (index.read_bytes if spec.measures_speed else 0),
-        bytes_read=read,
+        **_traffic(spec, facts, plan),
         flops=flops(spec, config, plan.panels),
         pieces=_pieces(plan, config),
         precision=precisions(spec, facts),

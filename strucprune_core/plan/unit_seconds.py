@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from strucprune_core.checkpoint.index import CheckpointIndex
-from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.method.linalg.panels import WIDE_COLUMNS, Panels
 from strucprune_core.models import precision as models
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.tensors import expected_tensors, layer_tensors
@@ -31,6 +31,7 @@ from strucprune_core.plan.rates import (
 )
 from strucprune_core.plan.samples import passes_per_model
 from strucprune_core.plan.sites import plan_sites
+from strucprune_core.plan.speed import ROUNDS, shape
 from strucprune_core.plan.work import unit_flops
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.read_ahead import CACHE_BYTES
@@ -76,8 +77,11 @@ EVERY_UNIT_SECONDS = 0.02
 # Bytes that a parameter moves in memory. Loaded: it is read, widened to float32, and read again.
 # Written: it is put together, narrowed, hashed and written. Published: it is hashed and copied.
 LOADED_BYTES_PER_PARAMETER = 30.0
+READ_BYTES_PER_PARAMETER = 6.0  # By a token that a whole model in memory writes.
 WRITTEN_BYTES_PER_PARAMETER = 350.0
 PUBLISHED_BYTES_PER_PARAMETER = 150.0
+# A model on a local disk that is no larger stays in the page cache.
+PAGE_CACHE_BYTES = 8 * 2**30
 # Kinds of units that write a file of the result.
 _WRITING = frozenset({"assemble", "gguf", "gguf_q8_0", "fp8", "block_configs"})
 
@@ -106,13 +110,23 @@ class StoredModel:
         return rates.read_bytes_per_second or REMOTE_BYTES_PER_SECOND
 
 
-def rate_of(purpose: str, precision: models.Precision, rates: DeviceRates) -> Precision:
+def rate_of(
+    purpose: str, precision: models.Precision, rates: DeviceRates, columns: int
+) -> Precision:
     """In what a device computes operations of a purpose, in a job of this precision.
 
-    Statistics stay float32, whose products are those of TF32 in every other precision.
+    Statistics stay float32, whose products are those of TF32 in every other precision. What is
+    solved in float32 first is so in most cases.
+
+    Args:
+        purpose: Of the operations, as `plan.work` names it.
+        precision: Of the job.
+        rates: Of the device.
+        columns: Of the widest matrix that is solved.
     """
     if purpose in _SOLVED:
-        return rates.solves_in
+        wide = rates.kind == "cpu" and columns > WIDE_COLUMNS
+        return "float32" if wide else rates.solves_in
     if purpose == "grams" and precision != "float32":
         return "tf32"
     return precision
@@ -175,7 +189,8 @@ class _Times:
         )
         self._stored_bytes = stored.size_bytes / self._whole
         self._read_rate = stored.bytes_per_second(rates)
-        self._is_kept = stored.size_bytes <= CACHE_BYTES  # Read once, and near from then on.
+        # Read once, and near from then on.
+        self._is_kept = stored.size_bytes <= (PAGE_CACHE_BYTES if stored.is_local else CACHE_BYTES)
 
     def of(self, unit: Unit, work: Mapping[str, int]) -> float:
         """Seconds of a unit with these operations by purpose."""
@@ -193,7 +208,7 @@ class _Times:
     def _per_operation(self, purpose: str) -> float:
         size = self._width if purpose in _OF_WIDTH else self._config.hidden_size
         return SLOWDOWN.get(purpose, 1.0) / self._rates.product(
-            rate_of(purpose, self._precision, self._rates), size
+            rate_of(purpose, self._precision, self._rates, self._width), size
         )
 
     def _loaded(self, unit: Unit) -> float:
@@ -215,8 +230,14 @@ class _Times:
                 return passes_per_model(self._spec, self._config) * self._whole
             case "tokens" if unit.name == "tokens" and self._spec.calibration.source == "self":
                 return self._spec.calibration.sequence_length * self._whole
-            case "speed":  # Written for transformers as well as loaded by it.
-                return 3 * self._whole
+            case (
+                "speed"
+            ):  # Written for transformers as well as loaded by it, and read by each token.
+                _, new = shape(self._spec, self._config)
+                tokens = 2 * (ROUNDS + 1) * new
+                return (
+                    3 + tokens * READ_BYTES_PER_PARAMETER / LOADED_BYTES_PER_PARAMETER
+                ) * self._whole
             case "solve":
                 return self._layers[unit.index]
             case "evaluate" | "tasks" | "verify" | "check" | "expert_probe" | "divergence" | "drop":

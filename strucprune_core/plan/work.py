@@ -1,4 +1,4 @@
-"""How many weights a job reads, and how many operations it computes. No torch.
+"""How many operations a job computes. No torch.
 
 Operations are those of matrix products and factorisations; a multiplication and an addition count
 as two. Norms, activations and attention scores are left out: they are few, and bound by memory.
@@ -18,13 +18,12 @@ from strucprune_core.models.blocks import Block
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import experts_of, routing_of
 from strucprune_core.models.structures import Site
-from strucprune_core.models.tensors import expected_tensors, layer_tensors
+from strucprune_core.models.tensors import layer_tensors
 from strucprune_core.models.tiles import (
     HOLDOUT_TOKENS,
     MODEL_CHECK_LAYERS,
     VERIFY_SEQUENCES,
     VERIFY_TOKENS,
-    Tiles,
 )
 from strucprune_core.plan.blocks import REMEASURED_BLOCKS, candidates, most_steps, refits
 from strucprune_core.plan.graph import (
@@ -34,9 +33,8 @@ from strucprune_core.plan.graph import (
     distill_units,
     probe_groups,
 )
-from strucprune_core.plan.memory.forward import ALL_TOKENS, FP32_BYTES, micro_batch, resident_bytes
 from strucprune_core.plan.memory.solver import curve_flops, error_flops, gram_flops, ridge_flops
-from strucprune_core.plan.samples import passes_per_model, sampled_tokens
+from strucprune_core.plan.samples import sampled_tokens
 from strucprune_core.plan.search import try_units
 from strucprune_core.plan.shared_budget import measured_steps
 from strucprune_core.plan.sites import energy_of, holdout_sequences, plan_sites, probe_shape
@@ -44,92 +42,6 @@ from strucprune_core.plan.sizes import own_units
 from strucprune_core.plan.speed import passed_tokens
 from strucprune_core.plan.task_memory import task_tokens
 from strucprune_core.spec import JobSpec
-
-
-def weights_read(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
-    """Parameters that a job of one size reads from the model's files, at most.
-
-    Those that are resident are read once in each pass, the others for every micro-batch.
-    """
-    layers = [
-        sum(math.prod(shape) for shape in layer_tensors(config, layer).values())
-        for layer in range(config.layers)
-    ]
-    body = sum(layers)
-    ends = sum(math.prod(shape) for shape in expected_tensors(config).values()) - body
-    passes = 2 + _passes_by_size(spec, config)  # The check for finite values, the statistics.
-    partial = 0
-    pruning = spec.pruning
-    if pruning.removes_blocks:
-        partial = sum(sum(layers[group.start :]) for group in probe_groups(config.layers))
-    if energy_of(pruning) == "kl_probe" and not pruning.removes_blocks_alone:
-        # The runs of a group of layers pass through all layers behind it.
-        partial += sum(sum(layers[group.start :]) for group in probe_groups(config.layers))
-    elif energy_of(pruning) == "gradient":
-        passes += 1
-    if spec.evaluation is not None:
-        passes += 1
-    passes += passes_per_model(spec, config)
-    passes += 1 if spec.judges_by_tasks else 0
-    passes += spec.tries * _passes_by_try(spec, config)
-    return passes * (body + ends) + partial + _read_again(spec, config, tiles)
-
-
-def weights_read_by_size(spec: JobSpec, config: ModelConfig) -> int:
-    """The part of `weights_read` that each further size of a job reads again."""
-    parameters = sum(math.prod(shape) for shape in expected_tensors(config).values())
-    return _passes_by_size(spec, config) * parameters
-
-
-def _passes_by_size(spec: JobSpec, config: ModelConfig) -> int:
-    """How often a size reads all weights for itself."""
-    pruning, passes = spec.pruning, 1  # The assembly of the result.
-    passes += 1 if spec.measures_speed else 0  # The dense model is written as it is read.
-    if pruning.removes_blocks:
-        passes += max(0, most_steps(config, pruning) - 1)  # The first is measured by the groups.
-    # An export is written and compared; in FP8 both read matrices for their factors as well.
-    passes += sum(4 if export == "fp8" else 2 for export in pruning.exports)
-    passes += 1 if pruning.recover is not None or refits(pruning, config) else 0
-    passes += 1 if pruning.removes_experts else 0  # The model without them.
-    passes += 1 if pruning.removes_experts and not pruning.removes_experts_alone else 0  # Numbers.
-    passes += 2 if pruning.expert_repair else 0  # The dense and the pruned model.
-    passes += 0 if pruning.distill is None else 2 * pruning.distill.steps
-    return passes
-
-
-def _passes_by_try(spec: JobSpec, config: ModelConfig) -> int:
-    """The same of a sparsity that is tried: without what is made of the result."""
-    if spec.evaluation is None:
-        return 0
-    pruning = spec.pruning.model_copy(update={"exports": ()})
-    evaluation = spec.evaluation.model_copy(update={"speed": False})
-    tried = spec.model_copy(update={"pruning": pruning, "evaluation": evaluation})
-    return _passes_by_size(tried, config)
-
-
-def _read_again(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
-    """Parameters that are read for every micro-batch of a pass, without the first."""
-    shapes = [layer_tensors(config, layer) for layer in range(config.layers)]
-    streamed = [
-        sum(math.prod(shape) for shape in each.values())
-        - resident_bytes(config, layer, tiles) // FP32_BYTES
-        for layer, each in enumerate(shapes)
-    ]
-    if not any(streamed) or (tiles.expert_by_expert and config.family not in ALL_TOKENS):
-        return 0  # An expert is read once for all micro-batches: `models.generic.gathered`.
-
-    def more(sequences: int, length: int) -> int:
-        return math.ceil(sequences / micro_batch(tiles, sequences, length).sequences) - 1
-
-    pruning, text, judged = spec.pruning, spec.calibration, spec.evaluation
-    again = sum(streamed) * more(text.samples, text.sequence_length)
-    if judged is not None:
-        again += sum(streamed) * more(judged.sequences, judged.sequence_length)
-    if energy_of(pruning) == "kl_probe" or pruning.removes_blocks:
-        sequences, length = probe_shape(text)
-        for group in probe_groups(config.layers):
-            again += sum(streamed[group.start :]) * more(len(group) * sequences, length)
-    return again
 
 
 def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
@@ -179,6 +91,7 @@ def computing_units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
         recover=spec.pruning.recover is not None,
         rounds=spec.pruning.rounds,
         exports=spec.pruning.exports,
+        export_shards=dict.fromkeys(spec.pruning.exports, shards),
         distill_steps=0 if spec.pruning.distill is None else spec.pruning.distill.steps,
     )
 

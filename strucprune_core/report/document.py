@@ -62,7 +62,8 @@ class Environment(Part):
     )
     solve_dtype: str = Field(
         default="float64",
-        description="Of damage curves and solves: `float64`, or `float32` where checks allow it.",
+        description="Of damage curves and solves: `float64`, or `float32` where checks allow it. "
+        "Sites of over 4,096 columns are tried in `float32` on a CPU, too.",
     )
 
 
@@ -508,6 +509,22 @@ class MemorySummary(Part):
     note: str = Field(description="How it was measured.")
 
 
+class Moved(Part):
+    """Bytes that are read and copied."""
+
+    read_bytes: int = Field(description="From the model's files.")
+    to_device_bytes: int = Field(description="From host to device.")
+    to_host_bytes: int = Field(description="From device to host.")
+
+
+class PhaseTraffic(Part):
+    """What one phase reads and copies; on a CPU what a GPU's would be."""
+
+    name: str
+    planned: Moved
+    counted: Moved
+
+
 class SolvesReport(Part):
     """In what curves and repairs were computed."""
 
@@ -639,6 +656,9 @@ class Report(Part):
         default=None, description="Null: not asked for, or not measured; then a warning says why."
     )
     memory: MemorySummary
+    traffic: list[PhaseTraffic] = Field(
+        default_factory=list, description="Empty in reports of versions that did not count it."
+    )
     solves: SolvesReport | None = Field(
         default=None, description="Null: of a job that solves nothing, or of an earlier version."
     )

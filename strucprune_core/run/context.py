@@ -6,7 +6,7 @@ What finished units say of the result is in `pruned_model`, of a site in `measur
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from strucprune_core.checkpoint.header import DTYPE_BYTES
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.method.linalg.matrices import Room
-from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.method.linalg.panels import WIDE_COLUMNS, Panels
 from strucprune_core.method.linalg.transfers import Transfers
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import expert_tensors, first_experts, without_experts
@@ -156,6 +156,11 @@ class Job:
         """Where matrices that are solved lie."""
         scratch = ScratchMatrices(self.scratch, self.device, self.transfers)
         return Room(self.device, self.panels, scratch, self.safe_point, self.solve_dtype)
+
+    def room_for(self, columns: int) -> Room:
+        """The same for curves and solves of matrices of so many columns."""
+        wide = self.device.type == "cpu" and columns > WIDE_COLUMNS
+        return replace(self.room, dtype=torch.float32) if wide else self.room
 
     @cached_property
     def split(self) -> TextSplit:

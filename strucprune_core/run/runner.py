@@ -43,6 +43,7 @@ from strucprune_core.run.finished_layers import updates_of, updates_so_far
 from strucprune_core.run.following import Following, GivenBack, OtherBytes
 from strucprune_core.run.layer_updates import LayerSink, LayerUpdate, ignore_layers
 from strucprune_core.run.memory_meter import MemoryMeter, return_free_memory
+from strucprune_core.run.next_layer import LAYERWISE_KINDS, expect_next_layer
 from strucprune_core.run.progress import FinishedUnit, UnitSink
 from strucprune_core.run.progress_meter import ProgressMeter
 from strucprune_core.run.report_on_sizes import report_on_sizes
@@ -64,7 +65,7 @@ CHAINED_KINDS = frozenset(
     for each in (
         *(artifacts.Embed, artifacts.Capture, artifacts.Route, artifacts.Curve, artifacts.Gradient),
         *(artifacts.Trial, artifacts.Solve, artifacts.Replay, artifacts.Recover, artifacts.Refit),
-        artifacts.Distill,
+        *(artifacts.Distill, artifacts.Assemble, artifacts.Verify, artifacts.Evaluate),
     )
 )
 # Most bytes that wait behind the unit that is being stored: disk that no estimate counts. Larger
@@ -205,6 +206,8 @@ class _Work:
             if unit.kind in ALONE_KINDS:
                 self._finish_storing_all()
             self._run.meter.begin(unit)
+            if unit.kind in LAYERWISE_KINDS and not self._run.reservations.shared:
+                expect_next_layer(*self._run.sizes.of(unit))
             try:
                 self._run.following.begin(unit.name, self._follows)
                 self._store(_compute(self._run, unit))

@@ -2,16 +2,16 @@
 
 A layer that is processed in panels is read once per micro-batch. A remote store must not be asked
 each time, nor while the device waits. So objects are read in blocks, which stay on disk while they
-are in use; other threads fetch the blocks behind a read meanwhile. New blocks replace the oldest,
-so that the disk holds a few layers and never the model.
+are in use; other threads fetch the blocks behind a read meanwhile, and what is expected to be read
+next. New blocks replace the oldest, so that the disk holds a few layers and never a large model.
 """
 
 from __future__ import annotations
 
 import tempfile
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,11 +57,17 @@ class ReadAheadStore:
             self._folder = tempfile.TemporaryDirectory(dir=directory, prefix="blocks-")
         self._blocks: OrderedDict[Block, Future[Path]] = OrderedDict()
         self._sizes: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._reading: Counter[Block] = Counter()  # Not to be removed now.
+        self._expected: deque[Block] = deque()
+        self._fetching = 0
+        self._is_open = True
+        # A fetch that ends at once is seen to by the thread that asked for it.
+        self._lock = threading.RLock()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="read-ahead")
 
     def close(self) -> None:
         """Stop fetching and remove all blocks."""
+        self._is_open = False
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._folder.cleanup()
 
@@ -91,6 +97,46 @@ class ReadAheadStore:
             self._copy((key, number), begin - first, view[begin - start : end - start])
         return result
 
+    def expect(self, ranges: Iterable[tuple[str, int, int]]) -> None:
+        """Fetch what is likely to be read next, as long as nothing that is wanted now waits for it.
+
+        Replaces what was expected before. A failure is raised by the read that wants the block.
+
+        Args:
+            ranges: Key, offset and length of each part.
+        """
+        blocks = {
+            (key, number): None
+            for key, start, length in ranges
+            if self._size(key) is not None
+            for number in range(
+                start // self._block_bytes, -(-(start + length) // self._block_bytes)
+            )
+        }
+        with self._lock:
+            self._expected = deque([*blocks][: self._most // 2])
+            self._fetch_expected()
+
+    def _fetch_expected(self) -> None:
+        while self._is_open and self._expected and self._fetching < THREADS:
+            block = self._expected.popleft()
+            if block not in self._blocks:
+                self._begin(block)
+
+    def _begin(self, block: Block) -> None:
+        """Fetch a block, under the lock."""
+        self._fetching += 1
+        future = self._blocks[block] = self._threads.submit(self._fetch, block)
+        future.add_done_callback(self._fetched)
+        removable = [each for each in self._blocks if each not in self._reading]
+        for old in removable[: max(0, len(self._blocks) - self._most)]:
+            self._blocks.pop(old).add_done_callback(_remove)
+
+    def _fetched(self, _: Future[Path]) -> None:
+        with self._lock:
+            self._fetching -= 1
+            self._fetch_expected()
+
     def _copy(self, block: Block, offset: int, target: memoryview) -> None:
         """Bytes of a block from an offset on."""
         future = self._wanted(block)
@@ -107,22 +153,22 @@ class ReadAheadStore:
             with self._lock:  # The next read fetches it again.
                 self._blocks.pop(block, None)
             raise
+        finally:
+            with self._lock:
+                self._reading[block] -= 1
+                self._reading += Counter()  # Without those that nobody reads.
 
     def _wanted(self, block: Block) -> Future[Path]:
         """A block, fetched or being fetched; the ones behind it are requested too."""
         key, number = block
         last = (self._sizes[key] - 1) // self._block_bytes
         with self._lock:
+            self._reading[block] += 1
             for ahead in range(number, min(number + AHEAD_BLOCKS, last) + 1):
                 if (key, ahead) not in self._blocks:
-                    future = self._threads.submit(self._fetch, (key, ahead))
-                    self._blocks[key, ahead] = future
+                    self._begin((key, ahead))
             self._blocks.move_to_end(block)
-            wanted = self._blocks[block]
-            while len(self._blocks) > self._most:
-                _, oldest = self._blocks.popitem(last=False)
-                oldest.add_done_callback(_remove)
-        return wanted
+            return self._blocks[block]
 
     def _fetch(self, block: Block) -> Path:
         key, number = block

@@ -28,11 +28,15 @@ export function showEstimate(box, { estimate, runtimes }, buttons) {
       ["Precision", Object.entries(estimate.precision).map(([device, one]) => `${one} (${device})`).join(" or ")],
       ["Workspace", bytes(estimate.workspace_bytes)],
       ["Weights read", bytes(estimate.bytes_read)],
+      ["To the device, and back", ["to_device_bytes", "to_host_bytes"].map((way) => bytes(moved(estimate.traffic, way))).join(", ")],
       ["Work", `${flops(work)}FLOP`],
     ]),
     h("h3", {}, "Memory by step"), steps(estimate.step_bytes),
     h("h3", {}, "Loads in"), h("ul", { class: "runtimes" }, runtimes.map((one) => runtime(one, buttons))));
 }
+
+/** Bytes of all phases. */
+const moved = (traffic, way) => Object.values(traffic).reduce((sum, phase) => sum + phase[way], 0);
 
 /** Of a job of several sizes: what each comes to. */
 function sizes(estimate, several) {

@@ -1,15 +1,17 @@
 """Solves in float32 where that is as good as float64, found by checks of each result.
 
-Many GPUs compute 32 or 64 times as fast in float32. What is solved here needs few digits: H is
-damped, so it is well conditioned, and it is a sum over tokens that are a sample anyway. So where
-float64 is slow, a result in float32 is used if its own checks find relative errors of at most
+Many GPUs compute 32 or 64 times as fast in float32, and processors twice as fast. What is solved
+here needs few digits: H is damped, so it is well conditioned, and it is a sum over tokens that are
+a sample anyway. So float32 comes first where float64 is slow, and on processors for wide matrices,
+whose solves take most of a job's time. A result in float32 is used if its own checks find relative
+errors of at most
 
     sqrt(eps) = 3.5e-4,       eps = 2^-23,
 
 half of the digits of float32. What is checked: of a repair a bound of the error in the layer's
-output (`layer.ridge`); of a curve the inverse and the sum of all costs, after each superblock
-(`layer.curve_check`). Otherwise, and if a factorisation fails, everything is computed again in
-float64. No ridge is raised in float32.
+output (`layer.ridge`); of a curve the inverse and the sum of all costs, after every eighth of the
+removals (`layer.curve_check`). Otherwise, and if a factorisation fails, everything is computed
+again in float64. No ridge is raised in float32.
 """
 
 from __future__ import annotations

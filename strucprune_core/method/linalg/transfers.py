@@ -7,6 +7,7 @@ tested without one.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -22,6 +23,22 @@ class Transferred(NamedTuple):
     read: int = 0
     to_device: int = 0
     to_host: int = 0
+
+    def plus(self, other: Transferred) -> Transferred:
+        """The sum of both."""
+        return Transferred(*(mine + its for mine, its in zip(self, other, strict=True)))
+
+    def times(self, count: int) -> Transferred:
+        """The same so often."""
+        return Transferred(*(count * size for size in self))
+
+    @classmethod
+    def total(cls, parts: Iterable[Transferred]) -> Transferred:
+        """The sum of all."""
+        found = cls()
+        for part in parts:
+            found = found.plus(part)
+        return found
 
 
 NOTHING = Transferred()

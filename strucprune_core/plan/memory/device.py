@@ -166,12 +166,12 @@ def _experts(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) -> 
     )
     if spec.pruning.expert_repair:
         # The dense, the pruned and the repaired layer; for one expert the sums and their factor.
-        whole = replace(tiles, expert_by_expert=False)
+        whole = replace(tiles, expert_by_expert=False, operand_bytes=FP32_BYTES)
         layers = 3 * _resident(config, whole)
         probe["repair"] = layers + _repair_sums(config) + _forward(config, batch, whole)
     route = _forward(config, batch, tiles)
     if tiles.expert_by_expert:  # Where routers avoid experts, the last expert's matrices stay.
-        route += max(matrices_bytes(config, layer) for layer in range(config.layers))
+        route += _expert_bytes(config, tiles)
     return {
         **probe,
         "embed": embedding_bytes(config, tokens, tiles),
@@ -190,7 +190,7 @@ def _beside_experts(
     runs = len(measured_steps(config, spec.pruning))
     probe = pass_bytes(config, micro_batch(tiles, runs * sequences, length), tiles)
     if tiles.expert_by_expert:  # Where routers avoid experts, the last expert's matrices stay.
-        probe += max(matrices_bytes(config, layer) for layer in range(config.layers))
+        probe += _expert_bytes(config, tiles)
     shown = divergences_bytes(config, sequences * length, runs, tiles)
     return {"expert_probe": probe, "divergence": max(divergence, shown)}
 
@@ -223,6 +223,8 @@ def _evaluation(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> dict[str, i
 
 def _samples(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
     """What all prompts have tokens for at once, then one token of each beside its cache."""
+    if config.generic is not None:  # A token at a time is computed in float32.
+        tiles = replace(tiles, operand_bytes=FP32_BYTES)
     first, longest = most_tokens(spec)
     sequences = len(spec.sampled_prompts)
     beginning = pass_bytes(config, micro_batch(tiles, sequences, first), tiles)
@@ -285,6 +287,8 @@ def _refit(config: ModelConfig, batch: Batch, tiles: Tiles, panels: Panels) -> d
         held += FP32_BYTES * width * (d if panels.fits(width) else panels.panel)
         running = forward_bytes(config, layer, batch, tiles, record=_FFN)
         adding = sums["scaled_activations"] + FP32_BYTES * batch.tokens * (width + 4 * d)
+        if tiles.operand_bytes < FP32_BYTES:  # Inputs as they are recorded, and in float32.
+            adding += tiles.operand_bytes * batch.tokens * width
         resident = resident_bytes(config, layer, tiles)
         solving = max(ridge_device_bytes(width, d, width, panels).values())
         worst = max(worst, held + max(running, resident + adding), held + resident + solving)
@@ -295,6 +299,7 @@ def _refit(config: ModelConfig, batch: Batch, tiles: Tiles, panels: Panels) -> d
 def _verify(config: ModelConfig, tiles: Tiles) -> int:
     """A few tokens through our layers, and through transformers' one matrix at a time."""
     batch = Batch(VERIFY_SEQUENCES, VERIFY_TOKENS)
+    tiles = replace(tiles, operand_bytes=FP32_BYTES)  # It computes in float32.
     if tiles.expert_by_expert:  # The checked layer, and what is made of it.
         return 2 * _resident(config, tiles) + _forward(config, batch, tiles)
     whole = Tiles(batch.tokens, None)
@@ -326,6 +331,12 @@ def _repair_sums(config: ModelConfig) -> int:
     return most
 
 
+def _expert_bytes(config: ModelConfig, tiles: Tiles) -> int:
+    """The matrices of one expert, at most."""
+    operand = tiles.operand_bytes
+    return max(matrices_bytes(config, layer, operand) for layer in distinct_layers(config))
+
+
 def _resident(config: ModelConfig, tiles: Tiles) -> int:
     """What stays of a layer between micro-batches, at most."""
     return max(resident_bytes(config, layer, tiles) for layer in distinct_layers(config))
@@ -344,7 +355,8 @@ def _capture(
         kinds = {site.kind for site in pruned}
         running = forward_bytes(config, layer, batch, tiles, record=kinds)
         resident = resident_bytes(config, layer, tiles)
-        kept = FP32_BYTES * batch.tokens * (config.hidden_size + sum(columns))
+        kept = FP32_BYTES * batch.tokens * config.hidden_size
+        kept += tiles.operand_bytes * batch.tokens * sum(columns)
         adding = resident + kept + max((each["scaled_activations"] for each in sums), default=0)
         worst = max(worst, held + max(running, adding))
     return worst
@@ -389,6 +401,8 @@ def _training(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) ->
     layer = max(layer_bytes(config, number) for number in distinct_layers(config))
     whole = Tiles(tiles.micro_batch_tokens, None, tiles.vocabulary_rows, tiles.head_tokens)
     activations = _forward(config, batch, whole) - layer
+    if tiles.operand_bytes < FP32_BYTES:  # Matrices in training are float32, and rounded for steps.
+        activations += layer * tiles.operand_bytes // FP32_BYTES
     terms: dict[str, int] = {}
     if spec.pruning.recover is not None:
         if config.generic is not None:  # A step runs whole sequences.

@@ -3,12 +3,12 @@
 Every term is a named line, and a test compares the sum with what tensors really take.
 
 t tokens, d hidden size, Q and K columns of all queries and of all keys, f FFN channels, p rows of a
-panel; float32 throughout.
+panel. Operands of matrix products (matrices, what meets them and what they put out) take
+`Tiles.operand_bytes` each, everything else is float32.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from functools import lru_cache
 
 from strucprune_core.models.config import Experts, GenericLayer, LayerConfig, ModelConfig
 from strucprune_core.models.experts import expert_matrices, matrices_bytes
+from strucprune_core.models.precision import layer_weights_bytes
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors
 from strucprune_core.models.tiles import Tiles
@@ -57,19 +58,20 @@ def distinct_layers(config: ModelConfig) -> tuple[int, ...]:
     return _first_of_each(config.blocks)
 
 
-def layer_bytes(config: ModelConfig, layer: int) -> int:
-    """A whole decoder layer."""
-    return FP32_BYTES * sum(math.prod(shape) for shape in layer_tensors(config, layer).values())
+def layer_bytes(config: ModelConfig, layer: int, operand: int = FP32_BYTES) -> int:
+    """A whole decoder layer, with so many bytes for a number of a matrix."""
+    return layer_weights_bytes(config, layer, operand)
 
 
 def resident_bytes(config: ModelConfig, layer: int, tiles: Tiles) -> int:
     """A decoder layer's tensors that stay while micro-batches follow one another."""
     if tiles.weight_rows is not None:
         return 0
-    whole, experts = layer_bytes(config, layer), expert_matrices(config, layer)
+    operand = tiles.operand_bytes
+    whole, experts = layer_bytes(config, layer, operand), expert_matrices(config, layer)
     if not tiles.expert_by_expert or experts is None:
         return whole
-    return whole - experts.count * matrices_bytes(config, layer)
+    return whole - experts.count * matrices_bytes(config, layer, operand)
 
 
 def pass_bytes(config: ModelConfig, batch: Batch, tiles: Tiles) -> int:
@@ -81,9 +83,10 @@ def pass_bytes(config: ModelConfig, batch: Batch, tiles: Tiles) -> int:
 
 def ahead_bytes(config: ModelConfig, tiles: Tiles) -> int:
     """The layer that is read before it is wanted."""
-    if not tiles.reads_ahead:
+    if not tiles.reads_ahead or config.layers == 1:
         return 0
-    largest = max(layer_bytes(config, layer) for layer in distinct_layers(config))
+    operand = tiles.operand_bytes
+    largest = max(layer_bytes(config, layer, operand) for layer in distinct_layers(config))
     return tiles.layers_ahead * largest
 
 
@@ -109,19 +112,22 @@ def forward_bytes(
         return _generic_bytes(config, layer, block.generic, batch, tiles, record="ffn" in record)
     t, d = batch.tokens, config.hidden_size
     resident = resident_bytes(config, layer, tiles)
-    queries = block.query_heads * config.head_dim
-    recorded = t * queries if "attention" in record else 0
+    queries, operand = block.query_heads * config.head_dim, tiles.operand_bytes
+    recorded = operand * t * queries if "attention" in record else 0
     channels = max(block.ffn_widths, default=0) if block.names.router is None else 0
+    kept = operand * t * channels if "ffn" in record else 0
+    state, given = FP32_BYTES * t * d, operand * t * d
     # A norm holds its input, the residual stream, its result and one product.
-    terms = {"norm": 4 * t * d + recorded}
+    terms = {"norm": 4 * state + recorded}
     if "attention" not in block.without:
-        terms["attention"] = 2 * t * d + _attention(config, block, batch, tiles)
+        terms["attention"] = state + given + _attention(config, block, batch, tiles)
     if "ffn" not in block.without:
         ffn = _ffn(config, block, t, tiles, record="ffn" in record)
-        terms["ffn"] = 3 * t * d + recorded + ffn
+        terms["ffn"] = 2 * state + given + recorded + ffn
+        terms["join"] = 3 * state + given + recorded + kept
     if block.names.ffn_output_norm is not None:
-        terms["output_norm"] = 6 * t * d + recorded + (t * channels if "ffn" in record else 0)
-    return resident + FP32_BYTES * max(terms.values())
+        terms["output_norm"] = 6 * state + recorded + kept
+    return resident + max(terms.values())
 
 
 def _generic_bytes(
@@ -158,8 +164,9 @@ def _generic_bytes(
 
 def held_layer_bytes(config: ModelConfig, layer: int, tiles: Tiles) -> int:
     """A layer's tensors while it runs in transformers' modules, and what these make of them."""
-    generic, whole = config.blocks[layer].generic, layer_bytes(config, layer)
-    experts, one = None if generic is None else generic.experts, matrices_bytes(config, layer)
+    generic, operand = config.blocks[layer].generic, tiles.operand_bytes
+    whole, one = layer_bytes(config, layer, operand), matrices_bytes(config, layer, operand)
+    experts = None if generic is None else generic.experts
     if experts is not None and tiles.expert_by_expert:
         return resident_bytes(config, layer, tiles) + 2 * one
     if experts is not None and not experts.own:
@@ -174,10 +181,10 @@ def _joining_bytes(config: ModelConfig, layer: int, tiles: Tiles) -> int:
         return 0
     experts = None if generic is None else generic.experts
     if experts is None:
-        return layer_bytes(config, layer) * 2 // 3
+        return layer_bytes(config, layer, tiles.operand_bytes) * 2 // 3
     if not experts.own:
         return 0
-    return experts.count * matrices_bytes(config, layer) * 2 // 3
+    return experts.count * matrices_bytes(config, layer, tiles.operand_bytes) * 2 // 3
 
 
 def _names_experts(generic: GenericLayer | None) -> bool:
@@ -205,7 +212,8 @@ def _routed(config: ModelConfig, layer: int, experts: Experts, tokens: int, tile
 
 
 def _attention(config: ModelConfig, block: LayerConfig, batch: Batch, tiles: Tiles) -> int:
-    """Numbers of attention, without the residual stream and its own input."""
+    """Bytes of attention, without the residual stream and its own input."""
+    operand = tiles.operand_bytes
     t, d, width = batch.tokens, config.hidden_size, config.head_dim
     queries = block.query_heads * width
     panel = tiles.weight_rows
@@ -214,22 +222,35 @@ def _attention(config: ModelConfig, block: LayerConfig, batch: Batch, tiles: Til
         heads = min(heads, max(1, panel // (block.query_heads_per_kv_head * width)))
     q, k = queries * heads // max(1, block.kv_heads), width * heads
     split = heads < block.kv_heads
-    mixed = t * queries if split else 0
-    projected = t * (q + 2 * k)
+    mixed = operand * t * queries if split else 0
+    projected = operand * t * (q + 2 * k)
     if config.transposed or (block.names.query_key_value is not None and not split):
         projected *= 1 if config.qkv_interleaved else 2  # The fused result, and its parts' copies.
     # x cos, the rotated halves, their product with sin, and the sum; three live at once.
-    rotated = 3 * t * q if block.rope is not None else 0
-    both = t * (q + k) if block.rope is not None else 0
-    scores = _scores(config, block, batch)
-    weights = _panel(panel, d)
+    rotated = FP32_BYTES * 3 * t * q if block.rope is not None else 0
+    both = FP32_BYTES * t * (q + k) if block.rope is not None else 0
+    scores = FP32_BYTES * _scores(config, block, batch)
+    if operand < FP32_BYTES:  # What is rotated is rounded; under a soft cap a head is widened.
+        both += operand * t * (q + k)
+        scores += FP32_BYTES * 4 * t * width if config.attention_soft_cap is not None else 0
     inner = max(
-        projected + weights,
+        projected + operand * _panel(panel, d),
         projected + rotated,
-        projected + both + scores + 2 * t * q,
+        projected + both + scores + operand * 2 * t * q,
     )
-    output = t * queries + t * d + _panel(panel, queries)
+    output = operand * (t * queries + _panel(panel, queries)) + _sums(config, t * d, tiles)
     return max(mixed + inner, output)
+
+
+def _sums(config: ModelConfig, numbers: int, tiles: Tiles) -> int:
+    """Bytes of what a matrix puts out.
+
+    If it is stored transposed and passes in panels, products of operands are added in float32.
+    """
+    operand = tiles.operand_bytes
+    if operand == FP32_BYTES or tiles.weight_rows is None or not config.transposed:
+        return operand * numbers
+    return (FP32_BYTES + operand) * numbers
 
 
 def _scores(config: ModelConfig, block: LayerConfig, batch: Batch) -> int:
@@ -245,41 +266,48 @@ def _scores(config: ModelConfig, block: LayerConfig, batch: Batch) -> int:
 def _ffn(
     config: ModelConfig, block: LayerConfig, tokens: int, tiles: Tiles, *, record: bool
 ) -> int:
-    """Numbers of the FFN, without the residual stream, its sum with attention, and its input."""
-    d, panel = config.hidden_size, tiles.weight_rows
+    """Bytes of the FFN, without the residual stream, its sum with attention, and its input."""
+    d, panel, operand = config.hidden_size, tiles.weight_rows, tiles.operand_bytes
     if block.names.router is not None:
-        return _experts(config, block, tokens, panel, record=record)
+        return _experts(config, block, tokens, tiles, record=record)
     f = block.ffn_widths[0]
     return max(
-        _channels(config, block, tokens, f, panel),
-        tokens * (f + d) + _panel(panel, f),
+        _channels(config, block, tokens, f, tiles),
+        operand * (tokens * f + _panel(panel, f)) + _sums(config, tokens * d, tiles),
     )
 
 
 def _experts(
-    config: ModelConfig, block: LayerConfig, tokens: int, panel: int | None, *, record: bool
+    config: ModelConfig, block: LayerConfig, tokens: int, tiles: Tiles, *, record: bool
 ) -> int:
     """As if one expert got every token, which may happen."""
-    d, f = config.hidden_size, max(block.ffn_widths)
-    every = tokens * (config.experts_per_token - 1) * f if record else 0  # Those before it.
+    d, f, panel = config.hidden_size, max(block.ffn_widths), tiles.weight_rows
+    operand, state = tiles.operand_bytes, FP32_BYTES * tokens * d
+    # Those before it.
+    every = operand * tokens * (config.experts_per_token - 1) * f if record else 0
     routing = 3 * tokens * len(block.ffn_widths)
     router = 0 if panel is None else d * len(block.ffn_widths)
+    # In float32: rows times the router's weights, and what is added; operands are beside them.
+    narrow = operand < FP32_BYTES
     one = max(
-        tokens * d + _channels(config, block, tokens, f, panel),
-        2 * tokens * f,
-        tokens * (f + d) + _panel(panel, f),
+        operand * tokens * d + _channels(config, block, tokens, f, tiles),
+        operand * tokens * f + FP32_BYTES * tokens * f + (operand * tokens * f if narrow else 0),
+        operand * (tokens * (f + d) + _panel(panel, f)) + (state if narrow else 0),
     )
-    return every + routing + router + tokens * d + one
+    # The input in float32 was counted as an operand.
+    widened = state if narrow else 0
+    return every + FP32_BYTES * (routing + router) + state + widened + one
 
 
 def _channels(
-    config: ModelConfig, block: LayerConfig, tokens: int, width: int, panel: int | None
+    config: ModelConfig, block: LayerConfig, tokens: int, width: int, tiles: Tiles
 ) -> int:
-    """The FFN up to its channels, in panels if it is not resident."""
-    d = config.hidden_size
+    """Bytes of the FFN up to its channels, in panels if it is not resident."""
+    d, panel, operand = config.hidden_size, tiles.weight_rows, tiles.operand_bytes
     gated = block.names.gate is not None or block.names.gate_up is not None
     if config.transposed:
-        return tokens * width + max(tokens * width, _panel(panel, width))
+        made = _sums(config, tokens * width, tiles)
+        return made + operand * max(tokens * width, _panel(panel, width))
     p = width if panel is None else min(panel, width)
     split = p < width
     if gated:
@@ -289,7 +317,7 @@ def _channels(
         inner = max(live * tokens * p, 2 * tokens * p + _panel(panel, d))
     else:
         inner = max(2 * tokens * p, tokens * p + _panel(panel, d))
-    return inner + (tokens * width if split else 0)
+    return operand * (inner + (tokens * width if split else 0))
 
 
 def _panel(rows: int | None, columns: int) -> int:

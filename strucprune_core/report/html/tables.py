@@ -13,6 +13,7 @@ from strucprune_core.report.document import (
     LayerReport,
     MemorySummary,
     PhaseTime,
+    PhaseTraffic,
     Report,
     RoundReport,
     SpeedReport,
@@ -330,6 +331,26 @@ def memory_table(memory: MemorySummary) -> Table:
     ]
     rows.append(["Dense weights", ABSENT, exact(memory.whole_model_bytes)])
     return Table("Table of peak bytes", ["", "Predicted", "Measured"], rows)
+
+
+def traffic_table(traffic: Sequence[PhaseTraffic]) -> Table:
+    """What each phase read and copied: counted, and planned."""
+    rows = [
+        [
+            phase.name,
+            *(
+                f"{size(counted)} ({size(planned)})"
+                for counted, planned in (
+                    (phase.counted.read_bytes, phase.planned.read_bytes),
+                    (phase.counted.to_device_bytes, phase.planned.to_device_bytes),
+                    (phase.counted.to_host_bytes, phase.planned.to_host_bytes),
+                )
+            ),
+        ]
+        for phase in traffic
+    ]
+    head = ["Phase", "Read of the model", "Host to device", "Device to host"]
+    return Table("Table of traffic: counted (planned)", head, rows)
 
 
 def phase_table(phases: Sequence[PhaseTime]) -> Table:

@@ -36,6 +36,7 @@ from strucprune_core.report.html.tables import (
     size_table,
     speed_table,
     task_table,
+    traffic_table,
 )
 from strucprune_core.storage.uri import short_name
 
@@ -71,6 +72,7 @@ class View:
     round_table: Table
     memory: Bars
     memory_table: Table
+    traffic_table: Table
     phases: Bars
     phase_table: Table
     file_table: Table
@@ -125,6 +127,7 @@ def view_of(report: Report) -> View:
         round_table=round_table(report.rounds),
         memory=memory_bars(report.memory),
         memory_table=memory_table(report.memory),
+        traffic_table=traffic_table(report.traffic),
         phases=phase_bars(report.phases),
         phase_table=phase_table(report.phases),
         file_table=file_table(report.files),

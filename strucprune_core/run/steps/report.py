@@ -11,6 +11,7 @@ from typing import Any
 
 from strucprune_core.export.gguf_layout import plan_tensors
 from strucprune_core.method.allocation.loss_search import MOST_LOSS, Try
+from strucprune_core.method.linalg.transfers import NOTHING, Transferred
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import removed_share
 from strucprune_core.models.own_head import own_head_warning
@@ -26,7 +27,14 @@ from strucprune_core.plan.deviations import (
     sparsity_warning,
     tokenizer_warning,
 )
-from strucprune_core.plan.estimate import bytes_as, drafting_bytes, estimate_job, size_of
+from strucprune_core.plan.estimate import (
+    as_moved,
+    bytes_as,
+    drafting_bytes,
+    estimate_job,
+    planned_traffic,
+    size_of,
+)
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import Unit, distill_units
 from strucprune_core.plan.precision import rounding_warning
@@ -51,6 +59,7 @@ from strucprune_core.report.document import (
     ModelCheck,
     ModelSummary,
     PerplexitySummary,
+    PhaseTraffic,
     RecoveryReport,
     RefitReport,
     RepairReport,
@@ -78,6 +87,7 @@ from strucprune_core.run.expert_choice import scores_of, seen_of
 from strucprune_core.run.manifest import Manifest
 from strucprune_core.run.measured_site import MeasuredSite
 from strucprune_core.run.phase_times import phase_times
+from strucprune_core.run.progress import Phase
 from strucprune_core.run.pruned_model import PrunedModel
 from strucprune_core.run.report_warnings import (
     divergence_warning,
@@ -153,6 +163,7 @@ def _report(job: Job) -> Report:
         tasks=_tasks(job),
         speed=_speed(job),
         memory=_memory(job),
+        traffic=_traffic(job),
         solves=_solves(job),
         phases=phase_times(_whole_graph(job), job.workspace, job.predicted_seconds),
         model_check=ModelCheck(**asdict(job.units.values(artifacts.ModelCheck()))),
@@ -628,6 +639,26 @@ def _memory(job: Job) -> MemorySummary:
         note="Host: anonymous resident memory, sampled. Device: the CUDA allocator's peak; on a "
         "CPU the device is the host. Whole model: its weights in float32, as computed with.",
     )
+
+
+def _traffic(job: Job) -> list[PhaseTraffic]:
+    """What each phase moved, beside its plan; a CPU counts as if it were a device."""
+    counted: dict[str, Transferred] = {}
+    for unit in _whole_graph(job):
+        manifest = job.workspace.manifest(unit.name)
+        if manifest is not None and any(manifest.transferred):
+            before = counted.get(unit.phase.value, NOTHING)
+            counted[unit.phase.value] = before.plus(manifest.transferred)
+    planned = planned_traffic(job.spec, ModelFacts(job.index, job.config), job.plan)
+    return [
+        PhaseTraffic(
+            name=phase.value,
+            planned=planned.get(phase.value, as_moved(NOTHING)),
+            counted=as_moved(counted.get(phase.value, NOTHING)),
+        )
+        for phase in Phase
+        if phase.value in planned or phase.value in counted
+    ]
 
 
 def _export(job: Job, export: Export) -> ExportReport:

@@ -11,7 +11,7 @@ import torch
 from strucprune_core.errors import UnsupportedArchitecture
 from strucprune_core.models.generic.mixed_precision import check_residual
 from strucprune_core.plan.pieces import plan_job
-from strucprune_core.run import opening
+from strucprune_core.run import context, opening
 from tests.core.jobs.tiny_job import EASY, run, tiny_spec
 from tests.core.models.families import saved_variant
 from tests.core.models.generic.tiny import save_tiny
@@ -162,3 +162,19 @@ def test_solves_in_float32(
     assert wide is not None
     assert narrow is not None
     assert narrow.after == pytest.approx(wide.after, rel=1e-3)
+
+
+def test_wide_sites_are_solved_in_float32_on_a_cpu(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_tiny_llama(tmp_path / "model")
+    pruning = {"structures": ["ffn_channels", "kv_groups"]}
+    spec = tiny_spec(model, text_file, tmp_path / "out", pruning=pruning)
+    config = open_stream(model).config
+    attention = config.blocks[0].query_heads * config.head_dim
+    assert attention < max(config.blocks[0].ffn_widths)
+    monkeypatch.setattr(context, "WIDE_COLUMNS", attention)
+    report = run(spec, tmp_path)
+    assert report.solves is not None
+    each = len(report.layers)
+    assert report.solves.curves == {"float32": each, "float64": each}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from strucprune_core.errors import InvalidSpec, OutOfMemory
 from strucprune_core.method.linalg.panels import Panels
@@ -20,20 +20,20 @@ from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import files_of, run, tiny_spec
 from tests.core.models.families import random_model
+from tests.core.plan.limited_jobs import (
+    GIB,
+    SEVEN_BILLION,
+    SHAPES,
+    in_half_precision,
+    large_job,
+    limited,
+)
 from tests.core.plan.shapes import shape
 from tests.support.text import make_text
 from tests.support.tiny_llama import make_tiny_llama, save_tokenizer
 
 AMPLE = 10**9
 SMALL_PIECES = Plan(Tiles(64, 8, 100, 30), Panels(16, 16), {"all": 1})
-SHAPES: dict[str, dict[str, Any]] = {
-    "wide_ffn": {"hidden": 128, "intermediate": 512, "heads": 4, "kv_heads": 2},
-    "narrow_ffn": {"hidden": 256, "intermediate": 384, "heads": 8, "kv_heads": 8},
-    "one_kv_head": {"hidden": 192, "intermediate": 512, "heads": 6, "kv_heads": 1},
-    "square": {"hidden": 256, "intermediate": 256, "heads": 4, "kv_heads": 4},
-    "widest": {"hidden": 64, "intermediate": 1024, "heads": 4, "kv_heads": 2},
-    "large": {"hidden": 320, "intermediate": 896, "heads": 5, "kv_heads": 5},
-}
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -42,24 +42,6 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     made = make_tiny_llama(directory, layers=2, **SHAPES[request.param])
     in_half_precision(made)
     return made
-
-
-def in_half_precision(model: Path) -> None:
-    """Store a model in 16 bits: on the CPU float32 files are not copied but wrapped."""
-    file = model / "model.safetensors"
-    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file)
-
-
-def limited(model: Path, text: Path, output: Path, limit: int | None, **pruning: Any) -> JobSpec:
-    return tiny_spec(
-        model,
-        text,
-        output,
-        pruning={"sparsity": 0.3, **pruning},
-        calibration={"samples": 16, "sequence_length": 64},
-        evaluation={"sequences": 4, "sequence_length": 64, "max_perplexity_ratio": 1e6},
-        runtime={"micro_batch_tokens": 512, "device_memory_bytes": limit},
-    )
 
 
 def planned(spec: JobSpec) -> Plan:
@@ -154,29 +136,6 @@ def test_more_memory_never_means_smaller_pieces(tmp_path: Path, text_file: Path)
         plan = planned(limited(model, text_file, tmp_path / "out", limit))
         needs.append(plan.device_peak_bytes)
     assert needs == sorted(needs)
-
-
-GIB = 2**30
-SEVEN_BILLION: dict[str, Any] = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "num_hidden_layers": 32,
-    "vocab_size": 32000,
-}
-
-
-def large_job(limit: int | None, **runtime: Any) -> JobSpec:
-    return tiny_spec(
-        Path("/model"),
-        Path("/text"),
-        Path("/out"),
-        pruning={"sparsity": 0.3},
-        calibration={"samples": 128, "sequence_length": 2048},
-        evaluation={"sequences": 128, "sequence_length": 2048},
-        runtime={"device": "cuda", "device_memory_bytes": limit, **runtime},
-    )
 
 
 def test_a_large_device_is_used() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from strucprune_core.method.linalg.panels import WIDE_COLUMNS
 from strucprune_core.models.precision import Precision
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.inspection import inspect_model
@@ -23,11 +24,15 @@ from strucprune_core.plan.seconds import (
     publishing_seconds,
     runs_on,
 )
+from strucprune_core.plan.speed import ROUNDS, shape
 from strucprune_core.plan.unit_seconds import (
     EVERY_UNIT_SECONDS,
+    FIXED_SECONDS,
     LOADED_BYTES_PER_PARAMETER,
+    READ_BYTES_PER_PARAMETER,
     SLOWDOWN,
     StoredModel,
+    rate_of,
     unit_seconds,
 )
 from strucprune_core.plan.work import computing_units, unit_flops
@@ -154,6 +159,19 @@ def test_operations_run_at_the_rate_of_their_precision(facts: ModelFacts) -> Non
     assert exact["curve.0"] - EVERY_UNIT_SECONDS == pytest.approx(2 * (solved - EVERY_UNIT_SECONDS))
 
 
+@pytest.mark.parametrize(
+    ("kind", "columns", "wanted"),
+    [
+        ("cpu", WIDE_COLUMNS, "float64"),
+        ("cpu", WIDE_COLUMNS + 1, "float32"),
+        ("cuda", WIDE_COLUMNS + 1, "float64"),
+    ],
+)
+def test_wide_matrices_are_solved_in_float32_on_a_cpu(kind: str, columns: int, wanted: str) -> None:
+    rates = RATES.model_copy(update={"kind": kind})
+    assert rate_of("curves", "float32", rates, columns) == wanted
+
+
 def test_far_weights_take_the_time_of_the_network(facts: ModelFacts) -> None:
     small = StoredModel(CACHE_BYTES, is_local=False)
     large = StoredModel(2 * CACHE_BYTES, is_local=False)
@@ -166,6 +184,17 @@ def test_far_weights_take_the_time_of_the_network(facts: ModelFacts) -> None:
     assert known["capture.0"] == pytest.approx(near["capture.0"], rel=1e-6)
     again = seconds_of(job(), facts, RATES.model_copy(update={"read_bytes_per_second": 1e6}), large)
     assert again["capture.0"] > near["capture.0"] + 1.0
+
+
+def test_tokens_of_a_speed_measurement_read_all_weights(facts: ModelFacts) -> None:
+    spec = job()
+    assert spec.evaluation is not None
+    judged = spec.evaluation.model_copy(update={"speed": True})
+    spec = spec.model_copy(update={"evaluation": judged})
+    found = seconds_of(spec, facts)["speed"]
+    passes = 2 * (ROUNDS + 1) * shape(spec, facts.config)[1]
+    read = passes * facts.parameters * READ_BYTES_PER_PARAMETER
+    assert found > read / RATES.memory_bytes_per_second + FIXED_SECONDS["speed"]
 
 
 def test_a_job_takes_what_its_units_take(facts: ModelFacts) -> None:

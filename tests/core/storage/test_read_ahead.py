@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,3 +116,53 @@ def test_all_else_is_the_store_behind(far: Far, near: ReadAheadStore, tmp_path: 
     assert typed.local_path("file") == far.local_path("file")
     typed.download("file", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == DATA
+
+
+def test_what_is_expected_comes_unasked(far: Far, near: ReadAheadStore) -> None:
+    near.expect([("file", 1250, 120), ("file", 2000, 1)])
+    while len(far.asked) < 3:
+        time.sleep(0.001)
+    assert near.read("file", 1250, 100) == DATA[1250:1350]
+    assert near.read("file", 2000, 1) == DATA[2000:2001]
+    assert {1200, 1300, 2000} <= set(far.asked)
+    assert set(far.asked.values()) == {1}
+
+
+def test_what_is_expected_waits_for_what_is_wanted(far: Far, tmp_path: Path) -> None:
+    """No more of it is under way than there are threads."""
+    gate, begun = threading.Event(), threading.Semaphore(0)
+
+    class Slow(Far):
+        def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
+            begun.release()
+            assert gate.wait(60)
+            return Far.read(self, key, start, length)
+
+    slow = Slow(far.root)
+    store = ReadAheadStore(slow, tmp_path, 10**6, BLOCK)
+    store.expect([("file", 0, 2000)])
+    for _ in range(read_ahead.THREADS):
+        assert begun.acquire(timeout=60)
+    store.expect([])  # What is not under way is given up.
+    gate.set()
+    assert store.read("file", 2300, 10) == DATA[2300:2310]
+    store.close()
+    assert set(slow.asked) == {*range(0, read_ahead.THREADS * BLOCK, BLOCK), 2300}
+
+
+def test_expecting_what_is_not_there_or_fails_is_no_error(far: Far, near: ReadAheadStore) -> None:
+    near.expect([("nothing", 0, 100)])
+    far.failures.append(None)
+    near.expect([("file", 0, 10)])
+    with pytest.raises(StorageUnavailable, match="down"):
+        near.read("file", 0, 10)
+    assert near.read("file", 0, 10) == DATA[:10]
+
+
+def test_threads_do_not_remove_what_others_read(far: Far, tmp_path: Path) -> None:
+    """With room for a few blocks, several readers of the whole file push out each other's."""
+    store = ReadAheadStore(far, tmp_path, BLOCK // 4, BLOCK // 4)
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(lambda _: bytes(store.read("file")), range(64)))
+    assert set(read) == {DATA}
+    store.close()
