@@ -32,6 +32,7 @@ MOST_SECONDS = 0.2
 _LEAST_SECONDS = 2e-3
 # Of a matrix that multiplies one vector: larger than the caches of a processor, and of a GPU.
 _MATRIX_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}
+_COPIED_BYTES = 1 << 26
 _FIRST_GUESS = 1e9  # Operations per second, on the slow side: the first size is small.
 
 DTYPES: dict[Precision, torch.dtype] = {
@@ -61,6 +62,7 @@ def measured_rates(device: torch.device, threads: int) -> DeviceRates:
             products={each: _products(device, each, clock) for each in precisions},
             solves_in="float64" if solve_dtype(device) == torch.float64 else "float32",
             memory_bytes_per_second=_memory(device, clock),
+            **({"copy_bytes_per_second": _copies(device, clock)} if device.type == "cuda" else {}),
         )
     finally:
         if device.type == "cuda":
@@ -129,6 +131,12 @@ def _memory(device: torch.device, clock: Callable[[], float]) -> float:
     vector = torch.ones(columns, device=device)
     seconds = _median_seconds(lambda: torch.mv(matrix, vector), clock)
     return matrix.numel() * matrix.element_size() / seconds
+
+
+def _copies(device: torch.device, clock: Callable[[], float]) -> float:
+    """Bytes per second at which numbers cross from the host's memory to a GPU."""
+    there = torch.ones(_COPIED_BYTES // 4)
+    return _COPIED_BYTES / _median_seconds(lambda: there.to(device), clock)
 
 
 def _median_seconds(run: Callable[[], object], clock: Callable[[], float]) -> float:

@@ -18,6 +18,7 @@ Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Sizes = Annotated[dict[Annotated[int, Field(ge=1)], Rate], Field(min_length=1, max_length=32)]
 
 # Where nobody has measured yet how fast storage is read: assumptions, a disk and a network.
+COPY_BYTES_PER_SECOND = 5e9  # The same of a bus whose copies were not measured.
 LOCAL_BYTES_PER_SECOND, REMOTE_BYTES_PER_SECOND = 1e9, 1.5e8
 
 
@@ -39,6 +40,10 @@ class DeviceRates(BaseModel):
     )
     memory_bytes_per_second: Rate = Field(
         description="How fast a matrix is read that multiplies one vector."
+    )
+    copy_bytes_per_second: Rate = Field(
+        default=COPY_BYTES_PER_SECOND,
+        description="Between host and GPU, from memory that is not pinned.",
     )
     read_bytes_per_second: Rate | None = Field(
         default=None, description="Of the model's files in storage, as jobs saw; null: unknown."

@@ -109,7 +109,7 @@ def _units(
 def _seconds(
     units: list[Unit], spec: JobSpec, facts: ModelFacts, rates: DeviceRates
 ) -> Mapping[str, float]:
-    panels = plan_job(spec, facts.config).panels
-    stored = StoredModel.of(facts.index)
+    plan = plan_job(spec, facts.config)
+    stored = StoredModel.of(facts)
     precision = precision_of(spec, facts, rates.kind)
-    return unit_seconds(units, spec, facts.config, panels, rates, stored, precision)
+    return unit_seconds(units, spec, facts.config, plan, rates, stored, precision)

@@ -118,6 +118,19 @@ def phase_traffic(
     return {phase: moved for phase, moved in phases.items() if any(moved)}
 
 
+def unit_traffic(
+    units: Iterable[Unit],
+    spec: JobSpec,
+    config: ModelConfig,
+    tiles: Tiles,
+    panels: Panels,
+    stored: StoredWeights,
+) -> dict[str, Transferred]:
+    """What units of a job of one size move, by name."""
+    work = _UnitTraffic(spec, config, tiles, panels, stored)
+    return {unit.name: work.of(unit) for unit in units}
+
+
 class _UnitTraffic:
     """What units of a job of one size move."""
 

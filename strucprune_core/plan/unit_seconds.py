@@ -3,6 +3,7 @@
     seconds = operations x slowdown / rate of products        (by purpose, in its precision)
             + weights that are loaded / rate of memory
             + bytes of them that storage has to send / rate of storage
+            + bytes that cross between host and GPU / rate of copies
             + what every unit of its kind takes beside that
 
 The estimate before a job (`plan.seconds`), its progress while it runs (`run.progress_meter`) and
@@ -17,21 +18,23 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from strucprune_core.checkpoint.index import CheckpointIndex
-from strucprune_core.method.linalg.panels import WIDE_COLUMNS, Panels
+from strucprune_core.method.linalg.panels import WIDE_COLUMNS
+from strucprune_core.method.linalg.transfers import Transferred
 from strucprune_core.models import precision as models
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.tensors import expected_tensors, layer_tensors
-from strucprune_core.plan.graph import Unit, distill_units, probe_groups
+from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.plan.facts import ModelFacts
+from strucprune_core.plan.graph import Unit
+from strucprune_core.plan.pieces import Plan
 from strucprune_core.plan.rates import (
     LOCAL_BYTES_PER_SECOND,
     REMOTE_BYTES_PER_SECOND,
     DeviceRates,
     Precision,
 )
-from strucprune_core.plan.samples import passes_per_model
 from strucprune_core.plan.sites import plan_sites
 from strucprune_core.plan.speed import ROUNDS, shape
+from strucprune_core.plan.traffic import StoredWeights, unit_traffic
 from strucprune_core.plan.work import unit_flops
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.read_ahead import CACHE_BYTES
@@ -49,7 +52,7 @@ SLOWDOWN: dict[str, float] = {
     "reviews": 1.45,
     "evaluation": 1.3,
     "gradients": 1.5,
-    "recovery": 1.5,
+    "recovery": 0.7,  # Its planned operations are those of whole layers, of which it trains a part.
     "distillation": 1.1,
     "blocks": 1.45,
     "refits": 1.5,
@@ -93,15 +96,19 @@ class StoredModel:
     Attributes:
         size_bytes: Of its files.
         is_local: Whether they lie on this machine.
+        weights: How they are stored.
     """
 
     size_bytes: int
     is_local: bool
+    weights: StoredWeights
 
     @classmethod
-    def of(cls, index: CheckpointIndex) -> StoredModel:
-        """That of a checkpoint."""
-        return cls(index.total_bytes, parse_uri(index.store.uri).scheme == "file")
+    def of(cls, facts: ModelFacts) -> StoredModel:
+        """That of an inspected model."""
+        index = facts.index
+        is_local = parse_uri(index.store.uri).scheme == "file"
+        return cls(index.total_bytes, is_local, StoredWeights.of(facts))
 
     def bytes_per_second(self, rates: DeviceRates) -> float:
         """How fast they are read."""
@@ -136,7 +143,7 @@ def unit_seconds(
     units: Iterable[Unit],
     spec: JobSpec,
     config: ModelConfig,
-    panels: Panels,
+    plan: Plan,
     rates: DeviceRates,
     stored: StoredModel,
     precision: models.Precision = "float32",
@@ -147,7 +154,7 @@ def unit_seconds(
         units: Units of a job of one size.
         spec: The job.
         config: The dense model.
-        panels: The pieces in which matrices are solved.
+        plan: The pieces in which it runs.
         rates: Of the device.
         stored: Where the model lies.
         precision: Of the job on this device.
@@ -155,10 +162,9 @@ def unit_seconds(
     units = list(units)
     files = Counter(unit.kind for unit in units)
     times = _Times(spec, config, rates, stored, precision, files)
-    return {
-        unit.name: times.of(unit, work)
-        for unit, work in zip(units, unit_flops(units, spec, config, panels).values(), strict=True)
-    }
+    work = unit_flops(units, spec, config, plan.panels)
+    moved = unit_traffic(units, spec, config, plan.tiles, plan.panels, stored.weights)
+    return {unit.name: times.of(unit, work[unit.name], moved[unit.name]) for unit in units}
 
 
 class _Times:
@@ -175,10 +181,6 @@ class _Times:
     ) -> None:
         self._spec, self._config, self._rates, self._files = spec, config, rates, files
         self._precision = precision
-        self._layers = [
-            sum(math.prod(shape) for shape in layer_tensors(config, layer).values())
-            for layer in range(config.layers)
-        ]
         self._whole = sum(math.prod(shape) for shape in expected_tensors(config).values())
         self._width = max(
             (
@@ -187,23 +189,28 @@ class _Times:
             ),
             default=config.hidden_size,
         )
-        self._stored_bytes = stored.size_bytes / self._whole
+        self._stored = stored
         self._read_rate = stored.bytes_per_second(rates)
         # Read once, and near from then on.
         self._is_kept = stored.size_bytes <= (PAGE_CACHE_BYTES if stored.is_local else CACHE_BYTES)
 
-    def of(self, unit: Unit, work: Mapping[str, int]) -> float:
-        """Seconds of a unit with these operations by purpose."""
+    def of(self, unit: Unit, work: Mapping[str, int], moved: Transferred) -> float:
+        """Seconds of a unit with these operations by purpose, which moves these bytes."""
         computing = sum(count * self._per_operation(purpose) for purpose, count in work.items())
-        loaded = self._loaded(unit)
-        moved = loaded * LOADED_BYTES_PER_PARAMETER
+        passed = self._loaded(unit, moved) * LOADED_BYTES_PER_PARAMETER
         if unit.kind in _WRITING:  # What of the model does not go, in files of about one size.
             left = self._whole * (1.0 - (self._spec.pruning.sparsity or 0.0))
-            moved += left * WRITTEN_BYTES_PER_PARAMETER / self._files[unit.kind]
-        moving = moved / self._rates.memory_bytes_per_second
-        sent = loaded * self._stored_bytes if unit.kind == "weights" or not self._is_kept else 0.0
+            passed += left * WRITTEN_BYTES_PER_PARAMETER / self._files[unit.kind]
+        moving = passed / self._rates.memory_bytes_per_second + self._copying(moved)
+        sent = moved.read if unit.kind == "weights" or not self._is_kept else 0
         fixed = FIXED_SECONDS.get(unit.kind, 0.0) + EVERY_UNIT_SECONDS
         return fixed + computing + moving + sent / self._read_rate
+
+    def _copying(self, moved: Transferred) -> float:
+        """Seconds of copies between host and GPU; on a CPU there are none."""
+        if self._rates.kind != "cuda":
+            return 0.0
+        return (moved.to_device + moved.to_host) / self._rates.copy_bytes_per_second
 
     def _per_operation(self, purpose: str) -> float:
         size = self._width if purpose in _OF_WIDTH else self._config.hidden_size
@@ -211,38 +218,14 @@ class _Times:
             rate_of(purpose, self._precision, self._rates, self._width), size
         )
 
-    def _loaded(self, unit: Unit) -> float:
+    def _loaded(self, unit: Unit, moved: Transferred) -> float:
         """Parameters that a unit loads, some of them several times."""
-        match unit.kind:
-            case "capture" | "route" | "trial":
-                return self._layers[unit.index]
-            case "recover" | "refit" | "repair":  # The dense layer and the pruned one.
-                return 2 * self._layers[unit.index]
-            case "probe" | "review" | "block_probe":
-                return sum(self._layers[probe_groups(len(self._layers))[unit.index].start :])
-            case "gradient":
-                group = probe_groups(len(self._layers))[unit.index]
-                return 2 * sum(self._layers[layer] for layer in group)
-            case "distill" if self._spec.pruning.distill is not None:
-                steps = len(distill_units(self._spec.pruning.distill.steps)[unit.index])
-                return 2 * steps * self._whole
-            case "samples":
-                return passes_per_model(self._spec, self._config) * self._whole
-            case "tokens" if unit.name == "tokens" and self._spec.calibration.source == "self":
-                return self._spec.calibration.sequence_length * self._whole
-            case (
-                "speed"
-            ):  # Written for transformers as well as loaded by it, and read by each token.
-                _, new = shape(self._spec, self._config)
-                tokens = 2 * (ROUNDS + 1) * new
-                return (
-                    3 + tokens * READ_BYTES_PER_PARAMETER / LOADED_BYTES_PER_PARAMETER
-                ) * self._whole
-            case "solve":
-                return self._layers[unit.index]
-            case "evaluate" | "tasks" | "verify" | "check" | "expert_probe" | "divergence" | "drop":
-                return self._whole
-            case "weights":
-                return self._whole
-            case _:
-                return 0.0
+        weights = self._stored.weights
+        loaded = max(moved.read / weights.file_bytes, moved.to_device / weights.weight_bytes)
+        if unit.kind != "speed":
+            return loaded
+        # Written for transformers as well as loaded by it, and read by each token that it writes.
+        _, new = shape(self._spec, self._config)
+        tokens = 2 * (ROUNDS + 1) * new
+        each = READ_BYTES_PER_PARAMETER / LOADED_BYTES_PER_PARAMETER
+        return (3 + tokens * each) * self._whole

@@ -294,9 +294,9 @@ class Job:
             self.graph,
             self.spec,
             self.config,
-            self.panels,
+            self.plan,
             self.rates,
-            StoredModel.of(self.index),
+            StoredModel.of(ModelFacts(self.index, self.config)),
             self.precision,
         )
 
