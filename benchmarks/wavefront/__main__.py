@@ -40,7 +40,12 @@ GPU = DeviceRates(
     device="H200 class",
     kind="cuda",
     threads=8,
-    products={"float32": {4096: 400e12}, "float64": {4096: 27e12}},
+    products={
+        "bfloat16": {4096: 400e12},
+        "tf32": {4096: 200e12},
+        "float32": {4096: 27e12},
+        "float64": {4096: 27e12},
+    },
     memory_bytes_per_second=4e12,
     read_bytes_per_second=NEAR.bytes_per_second,
 )

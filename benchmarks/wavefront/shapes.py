@@ -15,6 +15,7 @@ from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.rates import DeviceRates
 from strucprune_core.plan.sites import plan_sites, probe_shape
 from strucprune_core.plan.sizes import joined
+from strucprune_core.plan.traffic import StoredWeights
 from strucprune_core.plan.unit_seconds import StoredModel, unit_seconds
 from strucprune_core.plan.work import computing_units
 from strucprune_core.run.artifacts import Capture, File, Solve
@@ -40,8 +41,12 @@ def predicted_work(spec: JobSpec, config: ModelConfig, rates: DeviceRates) -> Wo
     """A job of one size whose units take what is predicted for a device."""
     parameters = sum(math.prod(shape) for shape in expected_tensors(config).values())
     units, plan = graph_of(spec, config), plan_job(spec, config)
-    stored = StoredModel(STORED_BYTES * parameters, is_local=False)
-    return work_of(spec, config, unit_seconds(units, spec, config, plan.panels, rates, stored))
+    stored = StoredModel(
+        STORED_BYTES * parameters,
+        is_local=False,
+        weights=StoredWeights(float(STORED_BYTES), STORED_BYTES),
+    )
+    return work_of(spec, config, unit_seconds(units, spec, config, plan, rates, stored, "bfloat16"))
 
 
 def _file_bytes(spec: JobSpec, config: ModelConfig) -> Callable[[File], float]:
