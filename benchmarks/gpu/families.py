@@ -82,7 +82,9 @@ def _row(family: str, device: str, folder: Path, settings: Settings) -> dict[str
 
 def _result(model: tuple[Path, Path], device: str, folder: Path, settings: Settings) -> Result:
     root = folder / f"on_{device}_{len(list(folder.iterdir()))}"
-    report = run(job(model, root, settings.text, device), root, Units(lambda found: None))
+    # In float32, since the CPU is what is compared with.
+    spec = job(model, root, settings.text, device, runtime={"precision": "float32"})
+    report = run(spec, root, Units(lambda found: None))
     assert isinstance(report, Report)  # Nothing stops it.
     draw = np.random.default_rng(0)
     shape = (settings.windows, settings.text.sequence_length)

@@ -23,6 +23,7 @@ from strucprune_core.plan.work import unit_flops
 from strucprune_core.report.document import Report
 from strucprune_core.run.device_memory import FREE_SHARE, free_bytes
 from strucprune_core.run.progress import FinishedUnit
+from strucprune_core.spec import is_gpu
 from strucprune_core.storage.local import LocalStore
 
 NO_LIMIT_SECONDS = float("inf")
@@ -55,8 +56,9 @@ def job(
 ) -> JobSpec:
     """Prune 30 % of a model's FFN channels; `sections` add to the specification's.
 
-    A GPU's limit is what is free there now, as a job takes it that names none: so its plan is known
-    before it runs.
+    A GPU's limit is what is free there now, as a job takes it that names none, and its precision is
+    what `auto` comes to, since the models are stored in bfloat16: so its plan is known before it
+    runs.
     """
     path, words = model
     free = free_bytes(torch.device(device))
@@ -70,7 +72,11 @@ def job(
             "samples": text.samples,
             "sequence_length": text.sequence_length,
         },
-        "runtime": {"device": device, "device_memory_bytes": limit},
+        "runtime": {
+            "device": device,
+            "device_memory_bytes": limit,
+            "precision": "bfloat16" if is_gpu(device) else "auto",
+        },
     }
     for name, section in sections.items():
         specification[name] = {**specification.get(name, {}), **section}

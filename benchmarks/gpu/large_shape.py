@@ -57,7 +57,8 @@ def measure(device: str, folder: Path, keep: Keep, settings: Settings = Settings
     about["device_peak_bytes_planned"] = plan.device_peak_bytes
 
     def found() -> dict[str, Any]:
-        return {**about, **units.found, "phases": phases(units, planned, rates)}
+        computed = phases(units, planned, rates, spec.runtime.precision)
+        return {**about, **units.found, "phases": computed}
 
     units = Units(lambda _: keep(found()))
     report = run(spec, folder / "job", units, settings.phase_limit_seconds)
@@ -73,6 +74,8 @@ def measure(device: str, folder: Path, keep: Keep, settings: Settings = Settings
             **found(),
             "device_peak_bytes_measured": measured,
             "peak_within_plan": None if measured is None else measured <= plan.device_peak_bytes,
+            "precision": report.environment.precision,
+            "solves": None if report.solves is None else report.solves.model_dump(),
             "traffic": [phase.model_dump() for phase in report.traffic],
             "seconds": sum(units.seconds.values()),
             "whole_model": {
@@ -88,20 +91,24 @@ def measure(device: str, folder: Path, keep: Keep, settings: Settings = Settings
 
 
 def phases(
-    units: Units, planned: Mapping[str, int], rates: Mapping[str, float]
+    units: Units, planned: Mapping[str, int], rates: Mapping[str, float], precision: str
 ) -> dict[str, dict[str, float | str]]:
-    """Of phases with planned operations: those of finished units, per second, beside the rate."""
+    """Of phases with planned operations: those of finished units, per second, beside the rate.
+
+    That is the rate of what most products of the phase are computed in.
+    """
+    layers = precision if precision in rates else "float32"
     found: dict[str, dict[str, float | str]] = {}
     for phase, count in _by_phase(planned, units.names).items():
         seconds = units.seconds[phase]
         if not count or not seconds:
             continue
-        precision = "float64" if phase in IN_FLOAT64 else "float32"
+        dtype = "float64" if phase in IN_FLOAT64 else layers
         found[phase] = {
             "planned_flops": count,
             "tflops_per_second": count / seconds / 1e12,
-            "precision": precision,
-            "share_of_product_rate": count / seconds / rates[precision],
+            "precision": dtype,
+            "share_of_product_rate": count / seconds / rates[dtype],
         }
     return found
 

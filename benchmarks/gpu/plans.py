@@ -94,7 +94,12 @@ def plan_for(gpu: Gpu, raw: dict[str, Any]) -> GpuPlan:
                 "samples": SAMPLES,
                 "sequence_length": SEQUENCE_LENGTH,
             },
-            "runtime": {"device": "cuda", "device_memory_bytes": gpu.budget_bytes},
+            # In float32, as the rates are.
+            "runtime": {
+                "device": "cuda",
+                "device_memory_bytes": gpu.budget_bytes,
+                "precision": "float32",
+            },
         }
     )
     plan = plan_job(spec, config)

@@ -637,7 +637,7 @@ def _memory(job: Job) -> MemorySummary:
         ),
         whole_model_bytes=_dense_parameters(job) * 4,
         note="Host: anonymous resident memory, sampled. Device: the CUDA allocator's peak; on a "
-        "CPU the device is the host. Whole model: its weights in float32, as computed with.",
+        "CPU the device is the host. Whole model: its weights in float32.",
     )
 
 
