@@ -10,7 +10,8 @@ its Gram matrix and what is made of it when channels are removed) and a resident
 The exponent of a family is the slope of a straight line through log(peak) over log(N).
 
 A peak does not depend on the number of layers. So a shape is measured on a model of two layers with
-random weights: the whole job runs under a limit that it cannot reach, which counts live tensors.
+random weights. The whole job runs under a limit, which counts live tensors: what it takes without
+one. So its pieces may be others, but not larger in all.
 """
 
 from __future__ import annotations
@@ -32,10 +33,9 @@ from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.plan.memory.device import device_terms
-from strucprune_core.plan.pieces import plan_job
+from strucprune_core.plan.pieces import MARGIN, plan_job
 from strucprune_core.spec import JobSpec
 
-AMPLE_BYTES = 2**50
 MEASURED_LAYERS = 2
 # Hidden size, FFN channels, layers, heads, key-value heads (Zhang et al. 2022, table 1; Touvron et
 # al. 2023; Grattafiori et al. 2024).
@@ -189,6 +189,7 @@ def _measured(row: Row) -> Row:
         root = Path(folder)
         text = save_random_model(root / "model", raw)
         (root / "workspace").mkdir()
+        limit = math.ceil(plan_job(_job(), parse_config(raw)).device_peak_bytes * MARGIN)
         spec = _job(
             str(root / "model"),
             output={"uri_prefix": str(root / "out")},
@@ -199,7 +200,7 @@ def _measured(row: Row) -> Row:
                 "sequence_length": 1024,
                 "max_perplexity_ratio": 1e9,
             },
-            runtime={"device_memory_bytes": AMPLE_BYTES},
+            runtime={"device_memory_bytes": limit},
         )
         plan = plan_job(spec, parse_config(raw))
         report = prune(spec, workspace=LocalStore(root / "workspace"), scratch=root / "scratch")

@@ -148,6 +148,9 @@ class _UnitTraffic:
         self._samples, self._length = text.samples, text.sequence_length
         self._held_out = holdout_sequences(text.samples)
         self._states = FP32_BYTES * config.hidden_size  # Of a token.
+        # What is stored behind hidden states is no output of a matrix.
+        carried = 0 if config.generic is None else config.generic.carried.columns
+        self._outputs = config.hidden_size - carried
         self._layers = [_parameters(config, layer) for layer in range(config.layers)]
         every = expected_tensors(config)
         self._all = sum(math.prod(shape) for shape in every.values())
@@ -300,7 +303,7 @@ class _UnitTraffic:
         return Transferred.total(
             repair_traffic(
                 _columns(site),
-                self._config.hidden_size,
+                self._outputs,
                 math.ceil((1 - sparsity) * _columns(site)),
                 self._panels,
                 self._stored.weight_bytes,
@@ -310,12 +313,12 @@ class _UnitTraffic:
 
     def _output(self, site: Site) -> Transferred:
         """The matrix that a site's columns belong to, as it is read."""
-        return self._read(self._config.hidden_size * _columns(site))
+        return self._read(self._outputs * _columns(site))
 
     def _solutions(self, layer: int, sparsity: float) -> int:
         """Numbers of solutions that are on the device."""
         kept = [math.ceil((1 - sparsity) * _columns(site)) for site in self._sites[layer]]
-        return self._config.hidden_size * sum(k for k in kept if self._panels.fits(k))
+        return self._outputs * sum(k for k in kept if self._panels.fits(k))
 
     # Units, by kind.
 
@@ -323,13 +326,29 @@ class _UnitTraffic:
         return self._read(self._all)
 
     def _of_model_check(self, unit: Unit) -> Transferred:
-        """Some layers in transformers and in ours; the head thrice, of a few tokens."""
+        """Some layers in transformers and in ours; the head thrice, of a few tokens.
+
+        Layers in transformers' modules also run with channels cut out and at zero, or in the four
+        ways that experts are tried; the head does not.
+        """
         tokens = VERIFY_SEQUENCES * VERIFY_TOKENS
         kinds = set(distinct_layers(self._config))
         checked = sorted(kinds | {0, self._config.layers - 1})[:MODEL_CHECK_LAYERS]
         layers = Transferred.total(
             self._layer(layer, 2).plus(self._sent(self._layers[layer])) for layer in checked
         )
+        if self._config.generic is not None:
+            ways, tried = 4, Transferred()
+            if self._spec.pruning.removes_experts:
+                ways = 6
+                tried = Transferred.total(
+                    self._sent((2 + self._left[layer]) * self._layers[layer]).plus(
+                        self._read(self._layers[layer])
+                    )
+                    for layer in checked
+                )
+            states = self._moved(tokens, there=ways * len(checked), back=ways * len(checked))
+            return Transferred.total([layers, tried, states, self._sent(self._embedding)])
         states = self._moved(tokens, there=2 * len(checked), back=2 * len(checked) + 1)
         ends = self._sent(2 * self._embedding + 3 * self._head + self._rest)
         return layers.plus(states).plus(ends)
@@ -377,7 +396,7 @@ class _UnitTraffic:
         return Transferred.total(
             curve_traffic(
                 _columns(site),
-                self._config.hidden_size,
+                self._outputs,
                 self._panels,
                 site.columns,
                 self._stored.weight_bytes,
@@ -505,7 +524,7 @@ class _UnitTraffic:
         errors = Transferred.total(
             error_traffic(
                 _columns(site),
-                self._config.hidden_size,
+                self._outputs,
                 math.ceil((1 - sparsity) * _columns(site)),
                 self._reaching(layer, site, judged),
                 self._panels,
@@ -653,13 +672,16 @@ class _UnitTraffic:
             return sum(self._layers)
         if self._spec.pruning.recover is not None:
             return sum(self._ffns(layer) for layer in range(self._config.layers))
-        if self._spec.pruning.removes_blocks:  # What goes is not read.
+        if self._spec.pruning.removes_experts_alone:  # What goes is not read.
+            left = zip(self._left, self._layers, strict=True)
+            return round(sum((1.0 - share) * whole for share, whole in left))
+        if self._spec.pruning.removes_blocks:
             return estimated_removal(self._config, self._spec.pruning)
         return sum(self._solved(layer) for layer in range(self._config.layers))
 
     def _solved(self, layer: int) -> int:
         """Parameters of the matrices whose columns are solved again."""
-        return self._config.hidden_size * sum(_columns(site) for site in self._sites[layer])
+        return self._outputs * sum(_columns(site) for site in self._sites[layer])
 
     def _of_gguf(self, unit: Unit) -> Transferred:
         return self._read(self._all)
@@ -715,11 +737,12 @@ class _UnitTraffic:
 
     def _of_verify(self, unit: Unit) -> Transferred:
         """A few tokens through the result in our layers, and in transformers' by its files."""
-        tokens = VERIFY_SEQUENCES * VERIFY_TOKENS
+        tokens = VERIFY_SEQUENCES * min(VERIFY_TOKENS, self._length)
         ends = self._embedding + self._head + self._into + self._out
         left = sum(share * whole for share, whole in zip(self._left, self._layers, strict=True))
         read = sum(self._layers) + ends
-        if self._in_panels or self._spec.pruning.removes_blocks:
+        pruning = self._spec.pruning
+        if self._in_panels or pruning.removes_blocks or pruning.removes_experts_alone:
             read -= self._made
         elif self._spec.pruning.distill is not None:  # Of a site what is cut is read first.
             read -= sum(whole - self._ffns(layer) for layer, whole in enumerate(self._layers))
@@ -728,7 +751,7 @@ class _UnitTraffic:
                 self._read(read),
                 self._sent_again(2 * (left + ends) + self._rest),
                 self._moved(self._config.layers * tokens),
-                self._moved(tokens, there=0),
+                self._moved(tokens, there=0, back=1 if self._config.generic is None else 2),
             ]
         )
 

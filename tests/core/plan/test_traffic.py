@@ -15,6 +15,7 @@ from strucprune_core.plan.traffic import StoredWeights, phase_traffic
 from strucprune_core.report.document import PhaseTraffic, Report
 from tests.core.jobs.tiny_job import run
 from tests.core.models.families import random_model
+from tests.core.models.generic.tiny import save_tiny
 from tests.core.plan.limited_jobs import (
     GIB,
     SEVEN_BILLION,
@@ -25,6 +26,7 @@ from tests.core.plan.limited_jobs import (
 )
 from tests.core.plan.shapes import shape
 from tests.support.text import make_text
+from tests.support.tiny_experts import save_tiny_experts
 from tests.support.tiny_llama import make_tiny_llama, save_tokenizer
 
 AMPLE = 10**9
@@ -60,6 +62,14 @@ def _halved(directory: Path) -> Path:
     return directory
 
 
+GENERIC: dict[str, tuple[int | None, dict[str, Any]]] = {
+    "olmo2": (None, {}),
+    "bloom": (AMPLE, {}),
+    "gemma3n_text": (None, {}),
+    "qwen3_moe": (None, {"structures": ["experts"], "sparsity": 0.25}),
+}
+
+
 def summed(traffic: list[PhaseTraffic], way: str) -> tuple[int, int]:
     """Planned and counted bytes of all phases."""
     planned = sum(getattr(phase.planned, way) for phase in traffic)
@@ -83,6 +93,19 @@ def test_plan_and_count_agree(tmp_path: Path, text_file: Path, name: str) -> Non
         if phase.name in ("calibrating", "allocating", "solving", "evaluating"):
             to_device = phase.counted.to_device_bytes
             assert phase.planned.to_device_bytes == pytest.approx(to_device, rel=0.05), phase.name
+
+
+@pytest.mark.parametrize("name", GENERIC)
+def test_so_do_they_in_the_modules_of_transformers(
+    tmp_path: Path, text_file: Path, name: str
+) -> None:
+    limit, pruning = GENERIC[name]
+    experts = "structures" in pruning
+    model = (save_tiny_experts if experts else save_tiny)(name, tmp_path / "model")
+    report = run(limited(model, text_file, tmp_path / "out", limit, **pruning), tmp_path)
+    for way in WAYS:
+        planned, counted = summed(report.traffic, way)
+        assert planned == pytest.approx(counted, rel=0.05), way
 
 
 def large(limit: int, **changes: Any) -> dict[str, Transferred]:
