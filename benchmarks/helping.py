@@ -4,15 +4,18 @@
     .venv/bin/python -m benchmarks.helping [--workers 2] [--rounds 3] [--json FILE]
 
 Starts the whole product on this machine with WORKERS workers of one thread each. They share no core
-as long as there are as many cores. Prunes SmolLM2-135M with `max_workers` 1 and WORKERS in turns,
-without an evaluation, which the leader would do alone. Prints medians of the seconds from start to
-end, and from each phase of the job to the next. All runs must give the same bytes.
+as long as there are as many cores. Prunes SmolLM2-135M as the demo does, with its whole evaluation,
+with `max_workers` 1 and WORKERS in turns. Prints medians of the seconds from start to end, from
+each phase of the job to the next, and of the efficiency of a round: what one worker takes, divided
+by what WORKERS take together. All runs must give the same bytes. The load of the machine is printed
+too: on a busy one, these figures say nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -30,14 +33,18 @@ from strucprune_core.client import StrucPruneClient
 _TOTAL = "start to end"
 
 
+def whole_job(output: str, max_workers: int) -> dict[str, Any]:
+    """The demo's job, on a CPU."""
+    spec = job_spec(output)
+    spec["runtime"] = {"device": "cpu", "max_workers": max_workers}
+    return spec
+
+
 def measure(
     client: StrucPruneClient, max_workers: int, round_: int
 ) -> tuple[dict[str, float], dict[str, str], int]:
     """Run a job: seconds in each phase, digests of what it published, most workers seen."""
-    spec = job_spec(f"helping/{max_workers}-{round_}")
-    del spec["evaluation"]
-    spec["runtime"] = {"device": "cpu", "max_workers": max_workers}
-    job = client.submit(spec)
+    job = client.submit(whole_job(f"helping/{max_workers}-{round_}", max_workers))
     most, phase, phase_at = 1, "", 0.0
     seconds: defaultdict[str, float] = defaultdict(float)
     for event in client.events(job.id):
@@ -73,7 +80,7 @@ def run(workers: int, rounds: int, tell: Callable[[str], None]) -> dict[str, Any
                 published.append(weights)
                 tell(
                     f"round {round_ + 1}, at most {max_workers} workers, {most} seen: "
-                    f"{each[_TOTAL]:.1f} s"
+                    f"{each[_TOTAL]:.1f} s (load {os.getloadavg()[0]:.1f})"
                 )
     if any(weights != published[0] for weights in published):
         raise RuntimeError("the results differ")
@@ -88,7 +95,19 @@ def run(workers: int, rounds: int, tell: Callable[[str], None]) -> dict[str, Any
     for name, seconds_alone in sorted(alone.items(), key=lambda item: -item[1]):
         ratio = together[name] / seconds_alone if seconds_alone else float("nan")
         tell(f"{name:14}{seconds_alone:13.1f}{together[name]:14.1f}{ratio:8.2f}")
-    return {"workers": workers, "rounds": rounds, "seconds": medians}
+    efficiencies = [
+        alone[_TOTAL] / together[_TOTAL] / workers
+        for alone, together in zip(found[1], found[workers], strict=True)
+    ]
+    efficiency = statistics.median(efficiencies)
+    tell(f"efficiency {efficiency:.2f} ({', '.join(f'{each:.2f}' for each in efficiencies)})")
+    return {
+        "workers": workers,
+        "rounds": rounds,
+        "seconds": medians,
+        "efficiency": efficiency,
+        "efficiencies": efficiencies,
+    }
 
 
 def main() -> None:

@@ -3,19 +3,20 @@
     .venv/bin/python -m benchmarks.precision .cache/models/smollm2-135m
 
 Two jobs differ in `runtime.precision` alone. They are compared by the perplexity of the dense and
-the pruned model, and by the channels that each layer keeps. Then all damage curves and repairs of
-the first job are computed in float64 and in float32 from its statistics. `--part` does one of both;
-the other's results stay. The text is that of the demo (`embedded.text`), or what is given.
+the pruned model, and by the channels that each layer keeps. Then damage curves and repairs of some
+layers are computed in float64 and in float32, from statistics of the same text. `--part` does one
+of both; the other's results stay. The text is that of the demo (`embedded.text`), or what is given.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from embedded.text import ensure_texts
 from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
+from strucprune_core.errors import Stopped
 from strucprune_core.method.layer.damage_curve import DamageCurve, damage_curve
 from strucprune_core.method.layer.ridge import default_damping, ridge_into
 from strucprune_core.method.linalg.matrices import DeviceMatrix, Room
@@ -88,12 +90,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--every", type=int, default=3, help="solve one layer of so many")
     parser.add_argument("--part", choices=("jobs", "solves", "both"), default="both")
     parser.add_argument("--directory", help="for workspaces; a job that was cut continues there")
     return parser
 
 
-def _job(options: argparse.Namespace, precision: str, root: Path) -> Report:
+@dataclass(frozen=True)
+class _OnceThere:
+    """Stops a job once a file is there."""
+
+    file: Path
+
+    def check(self) -> None:
+        """Stop, or not.
+
+        Raises:
+            Stopped: it is there.
+        """
+        if self.file.exists():
+            raise Stopped("asked to")
+
+
+def _job(
+    options: argparse.Namespace, precision: str, root: Path, until: Path | None = None
+) -> Report:
     texts = ensure_texts(root / "text")
     spec = JobSpec.model_validate(
         {
@@ -119,6 +140,7 @@ def _job(options: argparse.Namespace, precision: str, root: Path) -> Report:
         workspace=LocalStore(root / precision / "workspace"),
         scratch=root / precision / "scratch",
         open_store=lambda uri: LocalStore(Path(uri)),
+        stop=None if until is None else _OnceThere(until),
     )
 
 
@@ -151,14 +173,19 @@ def compared(wide: Report, narrow: Report) -> dict[str, float]:
 
 
 def solves(options: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """Curves and repairs of the first job, in float64 and in float32."""
+    """Curves and repairs in float64 and in float32, from what a job has captured."""
     index = open_checkpoint(LocalStore(Path(options.model)))
     config = parse_config(json.loads(index.config_bytes))
     reader, rows = TensorReader(index), []
     tokens = options.samples * options.length
-    for layer in range(config.layers):
-        units = root / PRECISIONS[0] / "workspace/units" / Capture(layer).unit
-        (file,) = units.rglob(Capture.grams)
+    root = root / "statistics"
+    units = root / PRECISIONS[0] / "workspace/units"
+    solved = range(0, config.layers, options.every)
+    last = units / Capture(solved[-1]).unit / "manifest.json"
+    with contextlib.suppress(Stopped):
+        _job(options, PRECISIONS[0], root, until=last)
+    for layer in solved:
+        (file,) = (units / Capture(layer).unit).rglob(Capture.grams)
         grams = load_file(file)
         for site in sites(config, layer, ("ffn_channels",)):
             weight = reader.tensor(tensor_name(config, layer, site.output.role))

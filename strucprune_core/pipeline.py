@@ -236,9 +236,24 @@ def _running(
 ) -> Iterator[Run]:
     """This process's part in the job, ready to run."""
     storing: Background[tuple[Stored, float]] = Background()
-    meter = ProgressMeter(progress, AnyStop(stop or NeverStop(), storing))
-    with storing, opened(order, meter, storing.tick) as (sizes, memory):
-        yield Run(sizes, meter, memory, finished, reservations, storing, layers)
+    handing_on: Background[None] = Background()
+    meter = ProgressMeter(progress, AnyStop(stop or NeverStop(), storing, handing_on))
+    with (
+        storing,
+        handing_on,
+        opened(order, meter, storing.tick, reservations) as (sizes, memory, following),
+    ):
+        yield Run(
+            sizes,
+            meter,
+            memory,
+            finished,
+            reservations,
+            storing,
+            handing_on,
+            following,
+            layers,
+        )
 
 
 def _publish(

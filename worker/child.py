@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ValidationError
 
 from worker import die_with_parent
-from worker.protocol import Answer, Message, Request, parse_message
+from worker.protocol import Answer, Held, Message, Request, parse_message
 
 _log = logging.getLogger(__name__)
 
@@ -61,8 +61,8 @@ class SolveProcess:
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [message for line in lines if (message := _parse(line)) is not None]
 
-    def answer(self, answer: Answer) -> None:
-        """Answer its request for a unit."""
+    def answer(self, answer: Answer | Held) -> None:
+        """Answer what it asked about units."""
         self._say(answer)
 
     def _say(self, what: BaseModel) -> None:

@@ -1,6 +1,7 @@
 """The messages between a supervisor and its solve: a request in, then one message in each line out.
 
-Where several workers serve the job, the solve asks before each unit and reads a line in answer.
+Where several workers serve the job, the solve asks before each unit, and now and then while it
+waits for another worker's; it reads a line in answer.
 """
 
 from __future__ import annotations
@@ -116,6 +117,24 @@ class ReserveMessage(_Part):
     keeping: str | None = None
 
 
+class HeldMessage(_Part):
+    """The solve asks which units workers have. It waits for a `Held`."""
+
+    type: Literal["held"] = "held"
+
+
+class Held(_Part):
+    """The units that workers have.
+
+    Attributes:
+        go: Whether the solve goes on; else it ends.
+        units: Their names; None if that cannot be told now.
+    """
+
+    go: bool
+    units: list[str] | None = None
+
+
 class Answer(_Part):
     """Which unit the solve is to do.
 
@@ -136,7 +155,8 @@ Message = Annotated[
     | LogMessage
     | UnitMessage
     | LayersMessage
-    | ReserveMessage,
+    | ReserveMessage
+    | HeldMessage,
     Field(discriminator="type"),
 ]
 

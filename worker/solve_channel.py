@@ -7,11 +7,14 @@ import select
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from pydantic import BaseModel
 
 from strucprune_core.errors import Stopped
-from worker.protocol import Answer, Request, ReserveMessage
+from worker.protocol import Answer, Held, HeldMessage, Request, ReserveMessage
+
+A = TypeVar("A", Answer, Held)
 
 _READ_BYTES = 65536
 # How soon a stop is noticed while the solve waits for an answer.
@@ -91,9 +94,22 @@ class AskedReservations:
 
     def reserve(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
         """See `UnitReservations.reserve`."""
-        self._channel.send(ReserveMessage(ready=[*ready], keeping=keeping))
+        return self._ask(ReserveMessage(ready=[*ready], keeping=keeping), Answer).unit
+
+    def held(self) -> frozenset[str] | None:
+        """See `UnitReservations.held`."""
+        units = self._ask(HeldMessage(), Held).units
+        return None if units is None else frozenset(units)
+
+    def _ask(self, question: BaseModel, kind: type[A]) -> A:
+        """What the supervisor answers.
+
+        Raises:
+            Stopped: it wants the solve to end, or is gone.
+        """
+        self._channel.send(question)
         line = self._inbox.line(self._check)
-        answer = Answer(go=False) if line is None else Answer.model_validate_json(line)
-        if not answer.go:
+        answer = None if line is None else kind.model_validate_json(line)
+        if answer is None or not answer.go:
             raise Stopped("The supervisor has no more work for the solve.")
-        return answer.unit
+        return answer

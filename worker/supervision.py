@@ -25,6 +25,7 @@ from worker.presence import Presence
 from worker.protocol import (
     DeviceMessage,
     ErrorMessage,
+    HeldMessage,
     LayersMessage,
     LogMessage,
     Message,
@@ -180,6 +181,9 @@ class Supervision:
             case ReserveMessage(ready=ready, keeping=keeping):
                 if self._reservations is not None:
                     self._solve.answer(self._reservations.answer(ready, keeping))
+            case HeldMessage():
+                if self._reservations is not None:
+                    self._solve.answer(self._reservations.held())
             case LayersMessage(layers=layers):
                 self._layers.append(layers)
             case LogMessage():

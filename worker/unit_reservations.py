@@ -9,7 +9,7 @@ from api.jobs.doorbell import Doorbell
 from api.jobs.ledger import ANY_NUMBER, LedgerUnavailable
 from api.jobs.limits import RunningLimits
 from api.jobs.seats import LEADER, Seats
-from worker.protocol import Answer
+from worker.protocol import Answer, Held
 
 _log = logging.getLogger(__name__)
 
@@ -64,3 +64,16 @@ class UnitReservations:
         if reserved.bells:
             self._doorbell.ring_for_help(self._job_id, reserved.bells)
         return Answer(go=reserved.word == "go", unit=reserved.unit)
+
+    def held(self) -> Held:
+        """The units that workers have.
+
+        If the ledger does not answer, a leader is told that nobody has any, and may do what another
+        worker does too; a helper goes on waiting.
+        """
+        try:
+            units = self._seats.held_units(self._job_id, self._fence, self._holder)
+        except LedgerUnavailable as error:
+            _log.warning("cannot tell who does units of %s: %s", self._job_id, error)
+            return Held(go=True, units=[] if self._holder == LEADER else None)
+        return Held(go=units is not None, units=None if units is None else sorted(units))

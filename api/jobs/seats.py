@@ -135,6 +135,17 @@ class Seats:
         )
         return UnitReservation(word, unit or None, int(bells))
 
+    def held_units(self, job_id: str, fence: int, holder: str) -> frozenset[str] | None:
+        """The units that workers of an attempt have reserved; None if the holder has no part in it.
+
+        Args:
+            job_id: The job.
+            fence: Fence of the attempt.
+            holder: A seat, or `LEADER`.
+        """
+        word, *units = self._run("held_units", job_id, fence, holder)
+        return frozenset(units) if word == "go" else None
+
     def wanted(self, seconds: float, limit: int) -> list[tuple[str, int]]:
         """Jobs that want help and were not rung for this long, each with the doorbells to ring.
 

@@ -50,7 +50,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
@@ -124,9 +124,11 @@ class Unit:
         name: Unique; "capture.7" is the capture of layer 7, "solve.7@0.3" the solve of that layer
             for one of several sizes (`plan.sizes`).
         phase: The phase that its progress and time count towards.
-        after: Units that must be finished before.
+        after: Units that must be finished before it is finished.
         reads: Files it needs.
         releases: Files that nobody needs once it is finished.
+        follows: Of `after`, units that need not be finished when it begins: they hand on what it
+            reads of them while they run (`run.following`). All others must be.
     """
 
     name: str
@@ -134,6 +136,7 @@ class Unit:
     after: tuple[str, ...] = ()
     reads: tuple[File, ...] = ()
     releases: tuple[File, ...] = ()
+    follows: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -226,6 +229,7 @@ def build_graph(
     experts: bool = False,
     samples: bool = False,
     speed: bool = False,
+    chunks: Sequence[range] = (range(1),),
 ) -> list[Unit]:
     """All units of a job, every one after those it depends on.
 
@@ -249,6 +253,7 @@ def build_graph(
         experts: Whether experts go beside sites.
         samples: Whether both models continue prompts.
         speed: Whether both models' speed is measured.
+        chunks: Sequences that `capture.l` hands on at a time; matters only to what really runs.
     """
     solutions = [
         final_solution(layer, recover=recover, distill_steps=distill_steps, refit=refit)
@@ -259,7 +264,7 @@ def build_graph(
     exported = {each: _export_files(each, layers, files_of.get(each, ())) for each in exports}
     units = [
         *_inspection(evaluate=evaluate, tasks=tasks, samples=samples),
-        *_calibration(layers, sites=sites),
+        *_calibration(layers, chunks, sites=sites),
         *_allocation(
             layers,
             energy,
@@ -428,19 +433,25 @@ def _inspection(*, evaluate: bool, tasks: bool, samples: bool) -> list[Unit]:
     return units
 
 
-def _calibration(layers: int, *, sites: bool) -> list[Unit]:
+def _calibration(layers: int, chunks: Sequence[range], *, sites: bool) -> list[Unit]:
     """The dense model on the calibration text, and what its statistics say of each layer."""
     windows = Tokens().calibration
     return [
         _unit(Embed(), Phase.CALIBRATING, after=[Weights().unit], reads=[windows]),
-        *(_capture(layer) for layer in range(layers)),
+        *(_capture(layer, chunks) for layer in range(layers)),
         *(_curve(layer) for layer in range(layers) if sites),
     ]
 
 
-def _capture(layer: int) -> Unit:
-    this = Capture(layer)
-    return _unit(this, Phase.CALIBRATING, reads=[this.entering], releases=[this.entering])
+def _capture(layer: int, chunks: Sequence[range]) -> Unit:
+    """May run beside the layer before, a chunk behind it."""
+    this, before = Capture(layer), Capture(layer - 1)
+    if layer == 0:
+        entering = [Embed().hidden]
+        return _unit(this, Phase.CALIBRATING, reads=entering, releases=entering)
+    entering = [before.chunk(sequences) for sequences in chunks]
+    unit = _unit(this, Phase.CALIBRATING, after=[before.unit], reads=entering, releases=entering)
+    return replace(unit, follows=(before.unit,))
 
 
 def _curve(layer: int) -> Unit:
@@ -738,6 +749,23 @@ def ancestors(units: list[Unit]) -> dict[str, frozenset[str]]:
         before = {*unit.after, *(file.unit for file in unit.reads)}
         all_before[unit.name] = frozenset(before.union(*(all_before[name] for name in before)))
     return all_before
+
+
+def must_be_finished(units: list[Unit]) -> dict[str, frozenset[str]]:
+    """All units that must be finished when each begins: `ancestors` but for those it follows.
+
+    Where a unit follows another one, what must be finished is what the other one began with.
+
+    Args:
+        units: The graph, in topological order.
+    """
+    all_before, strictly = ancestors(units), dict[str, frozenset[str]]()
+    for unit in units:
+        before = {*unit.after, *(file.unit for file in unit.reads)} - {*unit.follows}
+        strictly[unit.name] = frozenset(before).union(
+            *(all_before[name] for name in before), *(strictly[name] for name in unit.follows)
+        )
+    return strictly
 
 
 def pending(

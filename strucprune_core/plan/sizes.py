@@ -92,4 +92,5 @@ def of_size(unit: Unit, size: str, own: frozenset[str]) -> Unit:
         after=tuple(own_name(name) for name in unit.after),
         reads=own_files(unit.reads),
         releases=own_files(file for file in unit.releases if file.unit in own),
+        follows=tuple(own_name(name) for name in unit.follows),
     )

@@ -228,15 +228,18 @@ class Capture(ValuedArtifacts[CaptureValues]):
     values_type = CaptureValues
     layer: int
 
-    hidden = _FileName("hidden.npy")  # the layer's output, (samples x length x d) float32
+    # Of the last layer its output, (samples x length x d) float32; of others see `chunk`.
+    hidden = _FileName("hidden.npy")
     grams = _FileName("grams.safetensors")  # per site its Gram matrix, (m x m) float32
     holdout = _FileName("holdout.safetensors")  # per site held-out inputs, weighted, (tokens x m)
     probe_input = _FileName("probe_input.npy")  # the layer's input, (sequences x tokens x d)
 
-    @property
-    def entering(self) -> File:
-        """The layer's input."""
-        return Capture(self.layer - 1).hidden if self.layer else Embed().hidden
+    def chunk(self, sequences: range) -> File:
+        """The output of some sequences, (sequences x length x d) float32: see `plan.chunks`.
+
+        The name tells which: attempts with other chunks do not take it for their own.
+        """
+        return File(self.unit, f"hidden.{sequences.start}-{sequences.stop}.npy")
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,11 @@ class Background(Generic[T]):
         """Whether the first task has ended, or there is none."""
         return not self._tasks or self._tasks[0].done()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is a task that was not seen through yet."""
+        return bool(self._tasks)
+
     def abandon(self) -> None:
         """Have tasks end at their next `tick`."""
         self._abandoned.set()

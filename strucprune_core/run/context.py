@@ -25,6 +25,7 @@ from strucprune_core.models.streaming import ModelStream, WeightSource, open_str
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tiles import Tiles
 from strucprune_core.plan.blocks import most_steps, refits
+from strucprune_core.plan.chunks import chunks
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import Unit, build_experts_graph, build_graph
 from strucprune_core.plan.pieces import Plan
@@ -41,6 +42,7 @@ from strucprune_core.plan.unit_seconds import StoredModel, unit_seconds
 from strucprune_core.report.document import Environment
 from strucprune_core.run.environment import environment_of
 from strucprune_core.run.finished_units import FinishedUnits
+from strucprune_core.run.following import Following
 from strucprune_core.run.shards import ShardPlan
 from strucprune_core.run.text_split import TextSplit
 from strucprune_core.run.unit_files import UnitFiles
@@ -71,6 +73,7 @@ class Job:
         tick: Called at safe points with (done, total) of the unit; may raise `errors.Stopped`.
         safe_point: The same without progress.
         plan: The pieces in which it runs.
+        following: Waits for what units hand on while they run.
         rates: Of the device, by which times are predicted.
         task_downloads: Whether data of tasks may come from a hub.
         transfers: Counts what crosses between host and device.
@@ -90,6 +93,7 @@ class Job:
     tick: Callable[[int, int], None]
     safe_point: Callable[[], None]
     plan: Plan
+    following: Following
     rates: DeviceRates
     task_downloads: bool = True
     precision: Precision = "float32"
@@ -162,6 +166,11 @@ class Job:
     def split(self) -> TextSplit:
         """The calibration sequences by purpose."""
         return TextSplit.of(self.spec.calibration)
+
+    @cached_property
+    def chunks(self) -> list[range]:
+        """The calibration sequences that a layer hands on at a time."""
+        return chunks(self.spec.calibration, self.tiles)
 
     @cached_property
     def planned(self) -> list[PlannedSite]:
@@ -275,6 +284,7 @@ class Job:
             sites=bool(self.planned),
             refit=self.refits,
             experts=self.removes_experts,
+            chunks=self.chunks,
         )
 
     @cached_property

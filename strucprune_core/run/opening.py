@@ -44,9 +44,11 @@ from strucprune_core.plan.sizes import own_units
 from strucprune_core.run.context import Job
 from strucprune_core.run.device_memory import free_bytes, with_device_memory
 from strucprune_core.run.finished_units import UnitsOfSize
+from strucprune_core.run.following import Following
 from strucprune_core.run.memory_meter import MemoryMeter
 from strucprune_core.run.pins import pinned_in
 from strucprune_core.run.progress_meter import ProgressMeter
+from strucprune_core.run.reservations import UnitReservations
 from strucprune_core.run.sizes import Sizes
 from strucprune_core.run.workspace import Workspace
 from strucprune_core.spec import GGUF_EXPORTS, JobSpec
@@ -84,14 +86,15 @@ class Order:
 
 @contextmanager
 def opened(
-    order: Order, meter: ProgressMeter, on_upload: Tick
-) -> Iterator[tuple[Sizes, MemoryMeter]]:
-    """The job with its sizes, and the meter of this process's memory while it works on it.
+    order: Order, meter: ProgressMeter, on_upload: Tick, reservations: UnitReservations
+) -> Iterator[tuple[Sizes, MemoryMeter, Following]]:
+    """The job with its sizes, the meter of this process's memory, and how it waits for others.
 
     Args:
         order: What to open.
         meter: Reports progress, and asks for stops.
         on_upload: Called now and then while a unit is stored.
+        reservations: Which units others have.
 
     Raises:
         StrucPruneError: the job cannot run; see `plan.inspection`.
@@ -113,6 +116,7 @@ def opened(
     order = replace(order, spec=spec)
     check_installed(spec.pruning.exports)
     workspace = _workspace(order, facts.index, texts, meter, on_upload)
+    following = Following(workspace, reservations, meter.safe_point)
     facts = _with_tokenizer(facts, spec)
     precision = precision_of(spec, facts, "cuda" if device.type == "cuda" else "cpu")
     settle_vector_math()
@@ -144,6 +148,7 @@ def opened(
                 tick=meter.tick,
                 safe_point=meter.safe_point,
                 plan=plan_job(alone, config),
+                following=following,
                 rates=rates,
                 task_downloads=order.task_downloads,
                 transfers=transfers,
@@ -156,7 +161,8 @@ def opened(
 
         alone = spec.by_size() if not spec.tries else dict.fromkeys(labels(spec.tries), spec)
         jobs = {size: of_size(size, each) for size, each in alone.items()}
-        yield Sizes(spec, jobs, workspace, job_fingerprint(spec, facts.index, texts)), memory
+        sizes = Sizes(spec, jobs, workspace, job_fingerprint(spec, facts.index, texts))
+        yield sizes, memory, following
 
 
 def _with_tokenizer(facts: ModelFacts, spec: JobSpec) -> ModelFacts:

@@ -138,6 +138,11 @@ class ProgressMeter:
         self._phase_done[unit.phase] += 1
         self._report(unit.phase, 0.0)
 
+    def give_back(self, unit: Unit) -> None:
+        """A unit that was begun is not finished here. No other one is being computed."""
+        self._current = None
+        self._begun.discard(unit.name)
+
     def finish(self) -> None:
         """Everything is done."""
         self._send(Progress(Phase.COMMITTING, 1, 1, 1.0, 0.0, self._phases()))

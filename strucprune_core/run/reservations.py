@@ -31,6 +31,13 @@ class UnitReservations(Protocol):
             Stopped: the job has no place for this worker any more.
         """
 
+    def held(self) -> frozenset[str] | None:
+        """The units that workers have, this one included; None if that cannot be told now.
+
+        Raises:
+            Stopped: as `reserve`.
+        """
+
 
 class Alone:
     """The reservations of the only worker: whatever is ready is its own."""
@@ -40,6 +47,10 @@ class Alone:
     def reserve(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
         """See `UnitReservations.reserve`."""
         return ready[0] if ready else None
+
+    def held(self) -> frozenset[str] | None:
+        """See `UnitReservations.held`: it waits for nobody."""
+        return None
 
 
 ALONE = Alone()

@@ -4,12 +4,13 @@
                                     └─ store it, beside the next one
 
 A unit is due once all units before it are finished, which they are when their files and manifests
-are stored. On another machine that takes time, so the next unit is computed meanwhile: one that is
-due, or else one of a chain that reads what is being stored from this machine's disk. Units are
-stored one after another, so no manifest is there before those that it builds on; if one cannot be
-stored, nothing behind it is. What is stored stays reserved until it is finished. With several
-processes, each looks at a unit once more after reserving it: its earlier holder has either finished
-it or will not.
+are stored. Where it follows one (`run.following`), it is due once that one has handed on its first
+file, whoever does it. On another machine storing takes time, so the next unit is computed
+meanwhile: one that is due, or else one of a chain that reads what is being stored from this
+machine's disk. Units are stored one after another, so no manifest is there before those that it
+builds on; if one cannot be stored, nothing behind it is. What is stored stays reserved until it is
+finished. With several processes, each looks at a unit once more after reserving it: its earlier
+holder has either finished it or will not.
 
 One of them, the leader, answers for the job. It alone does units again whose files are lost, and it
 alone publishes. Helpers only do units that are not finished and can be done now.
@@ -20,18 +21,26 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
 from strucprune_core.errors import Stopped, naming_field
 from strucprune_core.method.linalg.transfers import Transferred
-from strucprune_core.plan.graph import Unit, ancestors, pending, publication
+from strucprune_core.plan.graph import (
+    Unit,
+    ancestors,
+    must_be_finished,
+    pending,
+    publication,
+)
 from strucprune_core.run import artifacts
 from strucprune_core.run.background import Background
 from strucprune_core.run.context import Job
 from strucprune_core.run.finished_layers import updates_of, updates_so_far
+from strucprune_core.run.following import Following, GivenBack, OtherBytes
 from strucprune_core.run.layer_updates import LayerSink, LayerUpdate, ignore_layers
 from strucprune_core.run.memory_meter import MemoryMeter, return_free_memory
 from strucprune_core.run.next_layer import LAYERWISE_KINDS, expect_next_layer
@@ -79,6 +88,8 @@ class Run:
         finished: Called with each unit that was done here.
         reservations: Which units others have.
         storing: Stores a unit while the next one is computed; its failures stop the meter.
+        handing_on: The same of the files that a unit hands on while it runs.
+        following: Waits for what others hand on.
         layers: Called by the leader with updates on layers, from its own units and those of others.
     """
 
@@ -88,6 +99,8 @@ class Run:
     finished: UnitSink
     reservations: UnitReservations
     storing: Background[tuple[Stored, float]]
+    handing_on: Background[None]
+    following: Following
     layers: LayerSink = ignore_layers
 
 
@@ -169,6 +182,8 @@ class _Work:
     def __init__(self, run: Run, todo: list[Unit], *, leads: bool) -> None:
         self.left = {unit.name: unit for unit in todo}
         self._before = ancestors(run.sizes.graph)
+        self._strictly = must_be_finished(run.sizes.graph)
+        self._follows = {unit.name: unit.follows for unit in run.sizes.graph if unit.follows}
         self._run = run
         self._leads = leads
         self._pause_seconds = FIRST_PAUSE_SECONDS
@@ -193,7 +208,12 @@ class _Work:
             self._run.meter.begin(unit)
             if unit.kind in LAYERWISE_KINDS and not self._run.reservations.shared:
                 expect_next_layer(*self._run.sizes.of(unit))
-            self._store(_compute(self._run.sizes, unit, self._run.memory))
+            try:
+                self._run.following.begin(unit.name, self._follows)
+                self._store(_compute(self._run, unit))
+            except (GivenBack, OtherBytes) as reason:
+                log.info("%s is given up: %r", unit.name, reason)
+                self._run.meter.give_back(unit)
         self._pause_seconds = FIRST_PAUSE_SECONDS
         return True
 
@@ -210,15 +230,41 @@ class _Work:
         stored = {each.unit.name: each.unit for each in self._unstored}
         due: list[Unit] = []
         chained: list[Unit] = []
-        for unit in self.left.values():
-            missing = self._before[unit.name] & self.left.keys()
-            if unit.name in stored or not missing <= stored.keys():
+        for unit in [*self.left.values()]:
+            if unit.name in stored:
                 continue
-            if not missing:
+            missing = self._before[unit.name] & self.left.keys()
+            if not missing or self._may_follow(unit, [*due, *chained]):
                 due.append(unit)
-            elif {unit.kind, *(stored[name].kind for name in missing)} <= CHAINED_KINDS:
+            elif missing <= stored.keys() and (
+                {unit.kind, *(stored[name].kind for name in missing)} <= CHAINED_KINDS
+            ):
                 chained.append(unit)
-        return due + chained
+        return [unit for unit in (*due, *chained) if unit.name in self.left]
+
+    def _may_follow(self, unit: Unit, begun: list[Unit]) -> bool:
+        """Whether a unit may begin before those that it follows are finished.
+
+        Args:
+            unit: The unit.
+            begun: Units that could have been begun, by others too. No other ones hand on anything.
+        """
+        if not unit.follows or not self._run.reservations.shared:
+            return False
+        if not self._strictly[unit.name].isdisjoint(self.left):
+            return False
+        names = {each.name for each in begun}
+        running = [name for name in unit.follows if name in self.left]
+        return all(name in names and self._hands_on(name, unit) for name in running)
+
+    def _hands_on(self, name: str, to: Unit) -> bool:
+        """Whether a unit is finished by now, or has handed on the first file that another reads."""
+        workspace = self._run.sizes.workspace
+        if workspace.look(name):
+            self._end(self.left[name])
+            return True
+        first = next(file for file in to.reads if file.unit == name)
+        return workspace.has_handed_on(*first)
 
     def _can_be_done(self, unit: Unit) -> bool:
         """Whether what a unit that is due reads is there.
@@ -227,7 +273,10 @@ class _Work:
         unit and released what it read.
         """
         present = self._run.sizes.workspace.has_file
-        return self._leads or all(present(owner, name) for owner, name in unit.reads)
+        handing_on = {name for name in unit.follows if name in self.left}
+        return self._leads or all(
+            owner in handing_on or present(owner, name) for owner, name in unit.reads
+        )
 
     def _done_by_others(self, units: list[Unit]) -> bool:
         """Whether others have finished any of these units meanwhile."""
@@ -244,6 +293,7 @@ class _Work:
         try:
             while not self._may_wait(computed):
                 self._finish_storing()
+            self._run.following.settle()
             if workspace.is_remote:
                 workspace.hold(computed.unit.name, computed.draft)
         except BaseException:
@@ -284,6 +334,9 @@ class _Work:
             workspace.withdraw(unit.name)
             raise
         workspace.adopt(stored)
+        if self._run.reservations.shared:
+            for owner in {owner for owner, _ in unit.releases}:
+                workspace.look(owner)  # Attempts that died may have left files of these names, too.
         for owner, name in unit.releases:
             workspace.release(owner, name)
         log.info("%s finished in %.1f s", unit.name, seconds)
@@ -354,8 +407,9 @@ def _pending(sizes: Sizes) -> list[Unit]:
     return pending(units, finished, present)[:-1]
 
 
-def _compute(sizes: Sizes, unit: Unit, memory: MemoryMeter) -> _Computed:
+def _compute(run: Run, unit: Unit) -> _Computed:
     """Compute one unit."""
+    sizes, memory = run.sizes, run.memory
     began_at, began = time.time(), time.monotonic()
     return_free_memory()
     memory.take_host_peak()
@@ -364,7 +418,7 @@ def _compute(sizes: Sizes, unit: Unit, memory: MemoryMeter) -> _Computed:
     transfers.take()
     with errors_of(unit), ExitStack() as scratch:
         draft = scratch.enter_context(sizes.workspace.draft())
-        with memory.counting():
+        with memory.counting(), _handing_on(run, unit, draft):
             if unit.kind == artifacts.Sizes.kind:
                 report_on_sizes(sizes, draft)
             elif unit.kind == artifacts.Search.kind:
@@ -379,6 +433,31 @@ def _compute(sizes: Sizes, unit: Unit, memory: MemoryMeter) -> _Computed:
             *(unit, draft, left, began_at, began, seconds, *peaks, transfers.take()),
             size_bytes=sum(path.stat().st_size for path in draft.directory.iterdir()),
         )
+
+
+@contextmanager
+def _handing_on(run: Run, unit: Unit, draft: Draft) -> Iterator[None]:
+    """Inside, store the files that the unit hands on beside its computing, if others may want them.
+
+    Afterwards nothing is being stored of it.
+    """
+
+    def wait() -> None:
+        while run.handing_on.is_busy:
+            with naming_field("workspace"):
+                run.handing_on.result(run.meter.storing)
+
+    if run.reservations.shared:
+        draft.hand_on = lambda name: run.handing_on.start(
+            partial(run.sizes.workspace.hand_on, unit.name, draft, name)
+        )
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            wait()
+        raise
+    wait()
 
 
 def _stored(workspace: Workspace, computed: _Computed) -> tuple[Stored, float]:

@@ -6,9 +6,13 @@ Layout under the workspace's root:
     reservations/<output>.json        the report that publishing to an output began with
     units/<unit>/manifest.json        written last, with put-if-absent: the unit is finished
     units/<unit>/<nonce>/<file>       the unit's files; a nonce per attempt, never overwritten
+    units/<unit>/<nonce>/<file>.<seal>   the same, handed on before the unit is finished
 
 A unit is finished exactly when its manifest exists. Two processes that run the same unit write
 under different nonces; one manifest wins, and both go on with the winner's files.
+
+A file that is handed on has no manifest yet that holds its digest. So its key ends with a seal of
+its bytes. What an attempt that died has handed on may be read: an object is there whole, or not.
 
 Nothing here is irreplaceable, so nothing is believed: manifests carry a seal, files a digest. What
 does not fit counts as not there, and is computed again.
@@ -72,12 +76,17 @@ class Draft:
     """A unit being computed: put files into `directory` and results into `values`.
 
     Attributes:
-        nonce: Names this attempt at the unit.
+        nonce: Names the attempt.
+        hand_on: Called by steps with the name of a file that is complete, so that units that follow
+            this one may read it.
+        handed_on: Files that are stored already, by name.
     """
 
     directory: Path
     values: dict[str, Any] = field(default_factory=dict)
     nonce: str = field(default_factory=lambda: secrets.token_hex(8))
+    hand_on: Callable[[str], None] = lambda name: None
+    handed_on: dict[str, StoredFile] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         """Where to write the file `name`."""
@@ -106,7 +115,7 @@ class Stored:
 class Workspace:
     """The finished units of one job, in a store, with a local scratch directory for files.
 
-    It belongs to one thread, but for `store`, which leaves it alone.
+    It belongs to one thread, but for `store` and `hand_on`, which leave it alone.
     """
 
     def __init__(
@@ -171,11 +180,11 @@ class Workspace:
 
     def look(self, unit: str) -> bool:
         """Look again at one unit: whether it is finished by now."""
-        root = f"units/{unit}/"
         self._manifests.pop(unit, None)
-        for key in [key for key in self._present if key.startswith(root)]:
+        for key in self._keys_of(unit):
             del self._present[key]
-        self._present.update({info.key: info.size_bytes for info in self._store.list(root)})
+        listed = self._store.list(f"units/{unit}/")
+        self._present.update({info.key: info.size_bytes for info in listed})
         return self.manifest(unit) is not None
 
     def manifest(self, unit: str) -> Manifest | None:
@@ -257,6 +266,50 @@ class Workspace:
             self._local[entry.key] = path
         return path
 
+    def handed_on(self, unit: str, name: str) -> tuple[Path, str | None] | None:
+        """A file that a unit has left, or has handed on though it is not finished.
+
+        As far as is known of the unit: see `look`.
+
+        Returns:
+            Where it is on this machine, and its SHA-256, which is None if the unit is held: `store`
+            sees to it that others finish it with the same bytes. None if it is not there.
+
+        Raises:
+            LostFile: the unit is finished, and the file is damaged or gone.
+        """
+        if unit in self._held:
+            return self._held[unit].path(name), None
+        if self.manifest(unit) is not None:
+            return self.file(unit, name), self.stored_file(unit, name).sha256
+        start = f"{name}."
+        for key in sorted(self._keys_of(unit)):
+            _, _, file = key.rpartition("/")
+            if not file.startswith(start):
+                continue
+            with contextlib.suppress(LostFile):  # Its unit has just been finished, perhaps.
+                path = self._local.get(key) or self._fetch(unit, key)
+                sha256 = sha256_of(path)
+                if file == start + self._file_seal(unit, name, sha256):
+                    self._local[key] = path
+                    return path, sha256
+        return None
+
+    def has_handed_on(self, unit: str, name: str) -> bool:
+        """Whether `handed_on` would find something, as far as is known without reading it."""
+        start = f"{name}."
+        return self.has_file(unit, name) or any(
+            key.rpartition("/")[2].startswith(start) for key in self._keys_of(unit)
+        )
+
+    def _keys_of(self, unit: str) -> list[str]:
+        return [key for key in self._present if key.startswith(f"units/{unit}/")]
+
+    def _file_seal(self, unit: str, name: str, sha256: str) -> str:
+        """A digest of a file's bytes that only this job on these texts makes."""
+        text = f"{self._fingerprint} {self._versions(unit)} {unit} {name} {sha256}"
+        return sha256_of_bytes(text.encode())
+
     def _fetch(self, unit: str, key: str) -> Path:
         """The file on this machine, downloaded if need be."""
         path = self._store.local_path(key)
@@ -332,13 +385,18 @@ class Workspace:
         local: dict[str, Path] = {}
         try:
             for path in sorted(draft.directory.iterdir()):
-                key = f"units/{unit}/{draft.nonce}/{path.name}"
-                files[path.name] = StoredFile(key, path.stat().st_size, sha256_of(path))
-                self._store.upload(key, path, self._on_upload)
+                name = path.name
+                key = place = f"units/{unit}/{draft.nonce}/{name}"
+                if name in draft.handed_on:
+                    files[name] = draft.handed_on[name]
+                    key = files[name].key
+                else:
+                    files[name] = StoredFile(key, path.stat().st_size, sha256_of(path))
+                    self._store.upload(key, path, self._on_upload)
                 if self._store.local_path(key) is None:  # Spare a later download.
-                    local[key] = self._keep(key, path)
+                    local[key] = self._keep(place, path)
         except BaseException:
-            for entry in files.values():
+            for entry in (draft.handed_on | files).values():
                 if entry.key in local:
                     local[entry.key].unlink(missing_ok=True)
                 with contextlib.suppress(StorageError):
@@ -355,6 +413,14 @@ class Workspace:
             self._store.put(key, self._sealed(manifest))
             return Stored(manifest, local)
         return Stored(winner, local, is_same=winner.says_the_same_as(manifest))
+
+    def hand_on(self, unit: str, draft: Draft, name: str) -> None:
+        """Store one of a unit's files before the unit is finished. For any thread."""
+        path = draft.path(name)
+        sha256 = sha256_of(path)
+        key = f"units/{unit}/{draft.nonce}/{name}.{self._file_seal(unit, name, sha256)}"
+        self._store.upload(key, path, self._on_upload)
+        draft.handed_on[name] = StoredFile(key, path.stat().st_size, sha256)
 
     def _keep(self, key: str, path: Path) -> Path:
         """Move what was just uploaded to where it would be downloaded to."""
@@ -373,17 +439,17 @@ class Workspace:
         return manifest
 
     def release(self, unit: str, name: str) -> None:
-        """Delete a file that no pending unit needs. The unit stays finished."""
-        manifest = self.manifest(unit)
-        if manifest is None or name not in manifest.files:
+        """Delete a file that no pending unit needs, of all attempts. The unit stays finished."""
+        if self.manifest(unit) is None:
             return
-        key = manifest.files[name].key
-        local = self._local.pop(key, None)
-        if local is not None:
-            local.unlink(missing_ok=True)
-        if key in self._present:
-            self._store.delete(key)
-            del self._present[key]
+        for key in self._keys_of(unit):
+            file = key.rpartition("/")[2]
+            if file == name or file.startswith(f"{name}."):
+                local = self._local.pop(key, None)
+                if local is not None:
+                    local.unlink(missing_ok=True)
+                self._store.delete(key)
+                del self._present[key]
 
     def keep_reservation(self, output_uri: str, report: bytes) -> None:
         """Remember the report that an output is about to be reserved with."""
@@ -402,7 +468,7 @@ class Workspace:
         A process that stores the unit meanwhile may lose a file: the unit is then done again.
         """
         self.forget(unit)
-        for key in [key for key in self._present if key.startswith(f"units/{unit}/")]:
+        for key in self._keys_of(unit):
             self._store.delete(key)
             del self._present[key]
 

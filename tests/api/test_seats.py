@@ -93,6 +93,23 @@ def test_a_unit_that_is_being_stored_stays_claimed(ledger: Ledger, led: Claim) -
     assert unit(ledger, one, ["curve.1"]) == "curve.1"
 
 
+def test_who_has_what_is_told_without_changing_it(ledger: Ledger, led: Claim) -> None:
+    def held(claim: Claim | Place) -> frozenset[str] | None:
+        holder = claim.seat if isinstance(claim, Place) else LEADER
+        return ledger.seats.held_units("job_a", claim.fence, holder)
+
+    one, two = seated(ledger, "one"), seated(ledger, "two", seconds=30)
+    assert unit(ledger, two) == "curve.1"
+    ledger.seats.reserve_unit("job_a", led.fence, LEADER, ["curve.2"], keeping="curve.0")
+    wanted = ledger.seats.wanted(0, 10)
+    assert held(led) == held(one) == frozenset(READY)
+    assert ledger.seats.wanted(0, 10) == wanted
+    advance(ledger, 31)
+    assert held(two) is None
+    assert held(led) == frozenset(["curve.0", "curve.2"])
+    assert ledger.seats.held_units("job_a", led.fence - 1, LEADER) is None
+
+
 def test_there_are_so_many_seats(ledger: Ledger, led: Claim) -> None:
     assert seated(ledger, "one") == Place("job_a", "one", led.fence, led.attempt, led.run)
     assert workers(ledger) == 2

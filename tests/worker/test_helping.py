@@ -18,7 +18,7 @@ from tests.worker.conftest import FAKE_SOLVE, Bench
 from worker.execution import Services
 from worker.helping import help_job
 from worker.lease import Seat
-from worker.protocol import Answer
+from worker.protocol import Answer, Held
 from worker.unit_reservations import UnitReservations
 
 READY = ["curve.0", "curve.1", "curve.2"]
@@ -181,16 +181,20 @@ class Deaf:
     def reserve_unit(self, *_: object) -> UnitReservation:
         raise LedgerUnavailable("no answer")
 
-    beat = reserve_unit
+    beat = held_units = reserve_unit
 
 
 def test_without_the_ledger_leaders_go_on_and_helpers_wait(bench: Bench) -> None:
+    def reservations(holder: str) -> UnitReservations:
+        return UnitReservations(Deaf(), bench.doorbell, "job", 1, holder)  # type: ignore[arg-type]
+
     def answer(holder: str) -> Answer:
-        reservations = UnitReservations(Deaf(), bench.doorbell, "job", 1, holder)  # type: ignore[arg-type]
-        return reservations.answer(READY)
+        return reservations(holder).answer(READY)
 
     assert answer(LEADER) == Answer(go=True, unit="curve.0")
     assert answer("seat") == Answer(go=True, unit=None)
+    assert reservations(LEADER).held() == Held(go=True, units=[])
+    assert reservations("seat").held() == Held(go=True, units=None)
 
 
 def test_without_the_ledger_a_seat_is_lost_when_it_must_have_lapsed(

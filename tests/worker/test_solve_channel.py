@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from strucprune_core.errors import Stopped
-from worker.protocol import Answer
+from worker.protocol import Answer, Held
 from worker.solve_channel import AskedReservations, Channel, Inbox
 
 
@@ -32,7 +32,7 @@ class Line:
 
         return AskedReservations(self.channel, self.inbox, check)
 
-    def answer(self, answer: Answer) -> None:
+    def answer(self, answer: Answer | Held) -> None:
         os.write(self.say, answer.model_dump_json().encode() + b"\n")
 
 
@@ -62,10 +62,22 @@ def test_a_claim_is_a_question_and_an_answer(line: Line) -> None:
     ]
 
 
+def test_who_has_what_is_a_question_and_an_answer(line: Line) -> None:
+    claims = line.claims()
+    line.answer(Held(go=True, units=["curve.1", "solve.2"]))
+    line.answer(Held(go=True))
+    assert claims.held() == frozenset(["curve.1", "solve.2"])
+    assert claims.held() is None
+    assert os.read(line.told, 4096) == b'{"type":"held"}\n' * 2
+
+
 def test_no_more_work_is_a_stop(line: Line) -> None:
     line.answer(Answer(go=False))
+    line.answer(Held(go=False))
     with pytest.raises(Stopped, match="no more work"):
         line.claims().reserve(["curve.0"])
+    with pytest.raises(Stopped, match="no more work"):
+        line.claims().held()
 
 
 def test_a_supervisor_that_hangs_up_is_a_stop(line: Line) -> None:

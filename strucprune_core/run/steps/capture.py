@@ -1,4 +1,8 @@
-"""`capture.l`: run one dense layer over the calibration tokens and keep its sites' statistics."""
+"""`capture.l`: run one dense layer over the calibration tokens and keep its sites' statistics.
+
+The text passes in chunks (`plan.chunks`). The layer's input is read as the layer before hands it on
+(`run.following`), and the output of each chunk is handed on as soon as it is there.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from strucprune_core.calibration.degeneracy import refuse_rank
@@ -25,16 +28,14 @@ from strucprune_core.models.tiles import HOLDOUT_TOKENS
 from strucprune_core.plan.graph import Unit
 from strucprune_core.report.document import largest_known
 from strucprune_core.run.artifacts import Capture, CaptureValues
+from strucprune_core.run.chunked_states import Entering, Leaving
 from strucprune_core.run.context import Job
 from strucprune_core.run.expert_choice import means_of
 from strucprune_core.run.workspace import Draft
-from strucprune_core.scratch.arrays import new_array
 from strucprune_core.scratch.mapped_matrix import HostMatrix
 
 if TYPE_CHECKING:
     from strucprune_core.models.generic.routed import ExpertSums
-
-Rows = NDArray[np.float32]
 
 
 @torch.inference_mode()
@@ -46,16 +47,14 @@ def capture(job: Job, unit: Unit, draft: Draft) -> None:
         NumericalFailure: an output of an expert is not finite.
     """
     this = Capture(unit.index)
-    hidden = job.units.array(this.entering)
-    output = new_array(draft.path(Capture.hidden), hidden.shape)
-    layer = _Layer(job, this.layer, hidden, output)
+    entering = Entering(job, this.layer)
+    layer = _Layer(job, entering, Leaving(job, this, draft))
     with _recorded(job, this.layer) as sums:  # Scores see no held-out text.
         statistics, total_weight = layer.sum_up(draft.path(Capture.grams))
     _refuse_degenerate(job, statistics)
-    mean_weight = total_weight / (job.split.train * hidden.shape[1])
+    mean_weight = total_weight / (job.split.train * job.spec.calibration.sequence_length)
     save_bundle(draft.path(Capture.holdout), layer.hold_out(mean_weight))
-    output.flush()
-    np.save(draft.path(Capture.probe_input), job.split.probe_windows(hidden))
+    np.save(draft.path(Capture.probe_input), entering.probe_windows())
     experts = None if sums is None else means_of(sums, this.layer)
     draft.record(CaptureValues(statistics, experts))
 
@@ -87,16 +86,15 @@ class _Layer:
 
     Args:
         job: The job.
-        layer: Which layer.
-        hidden: Its input, (samples x length x d).
-        output: Its output, to be filled in.
+        entering: Its input.
+        leaving: Its output, to be filled in.
     """
 
-    def __init__(self, job: Job, layer: int, hidden: Rows, output: Rows) -> None:
-        self._job, self._index, self._hidden, self._output = job, layer, hidden, output
-        self._sites = job.sites(layer)
+    def __init__(self, job: Job, entering: Entering, leaving: Leaving) -> None:
+        self._job, self._entering, self._leaving = job, entering, leaving
+        self._sites = job.sites(entering.layer)
         self._columns = {site.name: site.structures * site.columns for site in self._sites}
-        self._weights = job.dense.layer(layer)
+        self._weights = job.dense.layer(entering.layer)
 
     def sum_up(self, grams_file: Path) -> tuple[dict[str, SiteStatistics], float]:
         """Write the Gram matrices. Returns what else is known of sites, and all tokens' weight."""
@@ -115,44 +113,50 @@ class _Layer:
                 )
                 for site, columns in self._columns.items()
             }
-            for rows, trace in self._run(range(job.split.train)):
+            for done, trace in self._run(held_out=False):
                 total_weight += _sum_up(trace, grams)
                 del trace  # Not beside the next micro-batch's.
-                job.tick(rows.stop, len(self._hidden))
+                job.tick(done, job.spec.calibration.samples)
             return _finish(self._sites, grams, total_weight, files), total_weight
 
     def hold_out(self, mean_weight: float) -> dict[str, Tensor]:
         """Per site its inputs on held-out tokens times sqrt(weight), (tokens x m) float32."""
-        samples, length = self._hidden.shape[:2]
-        first = self._job.split.train
-        most = min(HOLDOUT_TOKENS, (samples - first) * length)
+        held_out = self._job.split.holdout * self._job.spec.calibration.sequence_length
+        most = min(HOLDOUT_TOKENS, held_out)
         holdout = {
             site: _HeldOut(self._job, most, columns) for site, columns in self._columns.items()
         }
-        for _, trace in self._run(range(first, samples)):
+        for _, trace in self._run(held_out=True):
             _hold_out(trace, mean_weight, holdout)
             del trace
         return {site: kept.tensor() for site, kept in holdout.items()}
 
-    def _run(self, sequences: range) -> Iterator[tuple[slice, LayerTrace]]:
-        """Run some sequences and fill in their output: (which, trace), a micro-batch at a time."""
+    def _run(self, *, held_out: bool) -> Iterator[tuple[int, LayerTrace]]:
+        """Run one of both parts and fill in its output, a micro-batch at a time.
+
+        Yields:
+            How many sequences are through, and what the last ones made.
+        """
         job = self._job
         kinds = {site.kind for site in self._sites}
-        given = self._hidden[sequences.start : sequences.stop]
-        batches = run_batches(
-            job.dense,
-            self._index,
-            self._weights,
-            given,
-            job.scratch,
-            job.safe_point,
-            record=kinds,
-        )
-        for batch, trace in batches:
-            rows = slice(sequences.start + batch.start, sequences.start + batch.stop)
-            job.dense.put(self._output, rows, trace.hidden)
-            yield rows, trace
-            del trace
+        for chunk in job.chunks:
+            if (chunk.start >= job.split.train) != held_out:
+                continue
+            given = self._entering.chunk(chunk)
+            with self._leaving.chunk(chunk, given.shape) as output:
+                batches = run_batches(
+                    job.dense,
+                    self._entering.layer,
+                    self._weights,
+                    given,
+                    job.scratch,
+                    job.safe_point,
+                    record=kinds,
+                )
+                for rows, trace in batches:
+                    job.dense.put(output, rows, trace.hidden)
+                    yield chunk.start + rows.stop, trace
+                    del trace
 
 
 def _sum_up(trace: LayerTrace, grams: dict[str, GramAccumulator]) -> float:

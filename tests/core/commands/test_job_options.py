@@ -67,6 +67,7 @@ GIVEN: dict[tuple[str, ...], Any] = {
     ("evaluation", "num_fewshot"): 2,
     ("evaluation", "min_task_retention"): 0.9,
     ("runtime", "device"): "cpu",
+    ("runtime", "precision"): "bfloat16",
     ("runtime", "micro_batch_tokens"): 512,
     ("runtime", "device_memory_bytes"): "2GiB",
     ("runtime", "host_memory_bytes"): "3GiB",

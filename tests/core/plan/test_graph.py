@@ -11,6 +11,7 @@ from strucprune_core.plan.graph import (
     Unit,
     ancestors,
     build_graph,
+    must_be_finished,
     pending,
     probe_groups,
     publication,
@@ -178,7 +179,7 @@ def test_nothing_is_released_before_its_last_reader(
 
 
 def test_hidden_states_and_grams_do_not_pile_up() -> None:
-    passing = ("hidden.npy", "grams.safetensors", "gradient.npy", "stream.npy")
+    passing = ("hidden.npy", "hidden.0-1.npy", "grams.safetensors", "gradient.npy", "stream.npy")
     for energy in get_args(Energy):
         _, left = after_running(graph(20, energy=energy, rounds=2))
         assert not {(owner, name) for owner, name in left if name in passing}
@@ -217,6 +218,19 @@ def test_kind_and_index(name: str, kind: str, index: int) -> None:
 def test_round_and_index(name: str, number: int, index: int) -> None:
     unit = next(unit for unit in graph(20, rounds=2) if unit.name == name)
     assert (unit.round, unit.index) == (number, index)
+
+
+def test_a_layer_may_begin_before_the_one_below_is_finished_and_nothing_else_may() -> None:
+    units = graph(3)
+    follows = {unit.name: unit.follows for unit in units if unit.follows}
+    assert follows == {"capture.1": ("capture.0",), "capture.2": ("capture.1",)}
+    first, before = must_be_finished(units), ancestors(units)
+    assert first["capture.2"] == first["capture.0"] == before["capture.0"]
+    assert {"embed", "weights"} <= first["capture.0"]
+    for unit in units:
+        assert first[unit.name] <= before[unit.name]
+        if unit.kind != "capture":
+            assert first[unit.name] == before[unit.name]
 
 
 def test_everything_is_pending_at_first() -> None:

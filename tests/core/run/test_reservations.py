@@ -19,6 +19,8 @@ from strucprune_core.pipeline import assist, prune
 from strucprune_core.plan import graph as units
 from strucprune_core.plan.graph import Unit
 from strucprune_core.report.document import Report
+from strucprune_core.run import following
+from strucprune_core.run.artifacts import Capture, File
 from strucprune_core.run.context import Job
 from strucprune_core.run.layer_updates import LayerUpdate, merged
 from strucprune_core.run.progress import FinishedUnit
@@ -59,6 +61,12 @@ class Board:
             self.held[who] += free[:1]
             return free[0] if free else None
 
+    def all_held(self, who: str) -> frozenset[str]:
+        with self.lock:
+            if who in self.gone:
+                raise Stopped("no place any more")
+            return frozenset(unit for units in self.held.values() for unit in units)
+
     def lapse(self, who: str) -> None:
         with self.lock:
             self.held.pop(who, None)
@@ -75,6 +83,9 @@ class Reservations:
 
     def reserve(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
         return self.board.reserve(self.who, ready, keeping)
+
+    def held(self) -> frozenset[str]:
+        return self.board.all_held(self.who)
 
 
 @dataclass
@@ -133,7 +144,8 @@ class Crew:
 @pytest.fixture
 def crew(spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
     # One step at a time: the reload check makes transformers build its model on the meta device,
-    # which for that moment is so for every thread of the process.
+    # which for that moment is so for every thread of the process. Layers that follow one another
+    # are passed side by side, when no check can run.
     turn = threading.Lock()
 
     def in_turn(step: Step, job: Job, unit: Unit, draft: Draft) -> None:
@@ -141,7 +153,8 @@ def crew(spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
             step(job, unit, draft)
 
     for kind, step in STEPS.items():
-        monkeypatch.setitem(STEPS, kind, partial(in_turn, step))
+        if kind != "capture":
+            monkeypatch.setitem(STEPS, kind, partial(in_turn, step))
     with ThreadPoolExecutor() as pool:
         yield Crew(spec, tmp_path, pool)
 
@@ -253,6 +266,59 @@ def test_a_helper_that_dies_leaves_its_unit_to_others(
     assert checkpoint_of(crew.root / "out") == expected
 
 
+@pytest.mark.parametrize("others", [0, 1], ids=["nobody else", "another helper"])
+def test_a_follower_is_ahead_when_its_predecessor_dies(
+    crew: Crew, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    """It goes on with the chunks of whoever does that layer next; if need be it does so itself."""
+    monkeypatch.setattr(following, "ASK_SECONDS", 0.1)
+    capture, path = STEPS["capture"], following.Following.path
+    followed = threading.Event()
+    first = Capture(0).unit
+
+    def die_once(job: Job, unit: Unit, draft: Draft) -> None:
+        if unit.name == first and not followed.is_set():
+            hand_on = draft.hand_on
+
+            def and_die(name: str) -> None:
+                hand_on(name)
+                assert followed.wait(60)
+                raise StorageUnavailable("no network here")
+
+            draft.hand_on = and_die
+        capture(job, unit, draft)
+
+    def noted(self: following.Following, file: File) -> Path:
+        found = path(self, file)
+        if file.unit == first and not crew.times()[first]:
+            followed.set()
+        return found
+
+    monkeypatch.setitem(STEPS, "capture", die_once)
+    monkeypatch.setattr(following.Following, "path", noted)
+    dense = Gate(monkeypatch, "evaluate.dense")
+    leader = crew.lead()
+    assert dense.reached.wait(60)
+    mortal = crew.help("mortal")
+    wait_for(lambda: first in crew.board.held.get("mortal", []))
+    heir = crew.help("heir")
+    with pytest.raises(StorageUnavailable):
+        mortal.result(60)
+    assert Capture(1).unit in crew.board.held["heir"]
+    crew.board.lapse("mortal")
+    helpers = [heir, *(crew.help(f"other-{number}") for number in range(others))]
+    wait_for(lambda: crew.times()[Capture(1).unit])
+    dense.opened.set()
+    leader.result(60)
+    for helper in helpers:
+        helper.result(60)
+    assert crew.times() == dict.fromkeys(all_units(crew), 1)
+    assert checkpoint_of(crew.root / "out") == expected
+    # Nothing is left of hidden states that were handed on, by whichever attempt.
+    left = [*crew.root.glob("workspace/units/capture.*/*/hidden.*-*")]
+    assert left == []
+
+
 def test_a_unit_that_always_fails_fails_the_leader(
     crew: Crew, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +345,9 @@ class Forgotten:
 
     def reserve(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
         return ready[0] if ready else None
+
+    def held(self) -> frozenset[str]:
+        return frozenset()
 
 
 def test_without_any_reservations_work_is_done_twice_and_the_bytes_are_the_same(
@@ -366,6 +435,9 @@ class LastFirst:
     def reserve(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
         self.taken += ready[-1:]
         return ready[-1] if ready else None
+
+    def held(self) -> None:
+        return None
 
 
 @pytest.mark.parametrize(

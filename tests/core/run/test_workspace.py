@@ -7,7 +7,7 @@ import pytest
 
 from strucprune_core.errors import StorageError, StorageUnavailable, WorkspaceMismatch
 from strucprune_core.run.manifest import Manifest, StoredFile
-from strucprune_core.run.workspace import LostFile, Workspace
+from strucprune_core.run.workspace import Draft, LostFile, Workspace
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import RemoteStore
@@ -283,3 +283,88 @@ def test_a_reservation_is_kept(tmp_path: Path) -> None:
     workspace.keep_reservation("s3://work/out", b"{}")
     assert open_workspace(tmp_path).reservation("s3://work/out") == b"{}"
     assert open_workspace(tmp_path).reservation("s3://work/other") is None
+
+
+def handed_on(workspace: Workspace, unit: str, data: bytes) -> Draft:
+    """An attempt that has handed on a file and goes no further."""
+    with workspace.draft() as draft:
+        draft.path("chunk").write_bytes(data)
+        workspace.hand_on(unit, draft, "chunk")
+    return draft
+
+
+def test_what_is_handed_on_is_read_before_the_unit_is_finished(
+    tmp_path: Path, remote: bool
+) -> None:
+    writer, reader = (
+        open_workspace(tmp_path, remote=remote),
+        open_workspace(tmp_path, scratch="other", remote=remote),
+    )
+    assert reader.handed_on("capture.0", "chunk") is None
+    handed_on(writer, "capture.0", b"dead attempt's")
+    assert reader.handed_on("capture.0", "chunk") is None  # as far as is known
+    assert not reader.look("capture.0")
+    found = reader.handed_on("capture.0", "chunk")
+    assert found is not None
+    assert (found[0].read_bytes(), found[1]) == (
+        b"dead attempt's",
+        sha256_of_bytes(b"dead attempt's"),
+    )
+    assert reader.has_handed_on("capture.0", "chunk")
+    assert not reader.has_handed_on("capture.0", "chun")
+    assert not reader.has_file("capture.0", "chunk")
+
+    with writer.draft() as draft:
+        draft.path("chunk").write_bytes(b"finished")
+        draft.path("other").write_bytes(b"x")
+        writer.hand_on("capture.0", draft, "chunk")
+        before = {info.key for info in LocalStore(tmp_path / "store").list("units/")}
+        stored = writer.store(
+            "capture.0", draft, seconds=1.0, host_peak_bytes=1, device_peak_bytes=None
+        )
+    after = {info.key for info in LocalStore(tmp_path / "store").list("units/")}
+    assert {key.rpartition("/")[2] for key in after - before} == {"manifest.json", "other"}
+    assert stored.manifest.files["chunk"].key in before
+    assert reader.look("capture.0")
+    found = reader.handed_on("capture.0", "chunk")
+    assert found is not None
+    assert found[0].read_bytes() == b"finished"
+
+    reader.release("capture.0", "chunk")  # of every attempt
+    left = [info.key for info in LocalStore(tmp_path / "store").list("units/")]
+    assert sorted(key.rpartition("/")[2] for key in left) == ["manifest.json", "other"]
+    assert reader.look("capture.0")
+
+
+@pytest.mark.parametrize("how", ["cut", "changed", "of another file", "of another job"])
+def test_what_was_not_handed_on_whole_is_not_there(tmp_path: Path, how: str, remote: bool) -> None:
+    store = LocalStore(tmp_path / "store")
+    writer = open_workspace(tmp_path, remote=remote)
+    handed_on(writer, "capture.0", b"bytes")
+    (key,) = (info.key for info in store.list("units/"))
+    if how == "of another file":
+        store.put(key.replace("chunk", "other"), b"bytes")
+    elif how == "of another job":
+        seal = Workspace(RemoteStore(tmp_path / "second"), tmp_path / "third", "another job")
+        handed_on(seal, "capture.0", b"bytes")
+        (foreign,) = (info.key for info in seal._store.list("units/"))
+        store.delete(key)
+        store.put(foreign, b"bytes")
+    else:
+        store.put(key, b"byte" if how == "cut" else b"bytez")
+    reader = open_workspace(tmp_path, scratch="other", remote=remote)
+    name = "other" if how == "of another file" else "chunk"
+    assert reader.handed_on("capture.0", name) is None
+
+
+def test_a_unit_that_cannot_be_stored_leaves_nothing_that_it_handed_on(tmp_path: Path) -> None:
+    workspace = open_workspace(tmp_path, remote=True)
+    with workspace.draft() as draft:
+        draft.path("chunk").write_bytes(b"bytes")
+        workspace.hand_on("capture.0", draft, "chunk")
+        draft.path("gone").symlink_to(tmp_path / "nowhere")
+        with pytest.raises(OSError, match="gone"):
+            workspace.store(
+                "capture.0", draft, seconds=1.0, host_peak_bytes=1, device_peak_bytes=None
+            )
+    assert [*LocalStore(tmp_path / "store").list("units/")] == []

@@ -1,0 +1,1 @@
+"""What several workers make of one job: a simulation of the graph, and times recorded for it."""
