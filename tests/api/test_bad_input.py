@@ -38,7 +38,14 @@ def only_issue(client: TestClient, body: dict[str, Any]) -> dict[str, Any]:
     assert issue["detail"] in problem["detail"]
     answer = client.post(VALIDATE, json=body)
     assert answer.status_code == 200, answer.text
-    assert answer.json() == {"valid": False, "issues": [issue], "estimate": None, "runtimes": None}
+    assert answer.json() == {
+        "valid": False,
+        "issues": [issue],
+        "estimate": None,
+        "runtimes": None,
+        "times": [],
+        "starts_in": None,
+    }
     found: dict[str, Any] = issue
     return found
 
