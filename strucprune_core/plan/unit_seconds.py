@@ -131,9 +131,10 @@ def rate_of(
         rates: Of the device.
         columns: Of the widest matrix that is solved.
     """
+    if purpose == "curves" and rates.kind == "cpu" and columns > WIDE_COLUMNS:
+        return "float32"
     if purpose in _SOLVED:
-        wide = rates.kind == "cpu" and columns > WIDE_COLUMNS
-        return "float32" if wide else rates.solves_in
+        return rates.solves_in
     if purpose == "grams" and precision != "float32":
         return "tf32"
     return precision

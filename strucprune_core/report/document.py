@@ -63,7 +63,7 @@ class Environment(Part):
     solve_dtype: str = Field(
         default="float64",
         description="Of damage curves and solves: `float64`, or `float32` where checks allow it. "
-        "Sites of over 4,096 columns are tried in `float32` on a CPU, too.",
+        "Curves of over 4,096 columns are tried in `float32` on a CPU, too.",
     )
 
 

@@ -157,8 +157,8 @@ class Job:
         scratch = ScratchMatrices(self.scratch, self.device, self.transfers)
         return Room(self.device, self.panels, scratch, self.safe_point, self.solve_dtype)
 
-    def room_for(self, columns: int) -> Room:
-        """The same for curves and solves of matrices of so many columns."""
+    def curve_room(self, columns: int) -> Room:
+        """The same for a damage curve of so many columns."""
         wide = self.device.type == "cpu" and columns > WIDE_COLUMNS
         return replace(self.room, dtype=torch.float32) if wide else self.room
 

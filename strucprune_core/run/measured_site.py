@@ -98,8 +98,7 @@ class MeasuredSite:
         """Solve the columns of the structures `kept` again."""
         columns, dense = self.columns(kept), self.output_matrix()
         weight = self.job.room.matrix(dense.shape[0], len(columns), torch.float32)
-        room = self.job.room_for(dense.shape[1])
-        went = ridge_into(self.gram(), dense, columns, self.damping, weight, room)
+        went = ridge_into(self.gram(), dense, columns, self.damping, weight, self.job.room)
         solution = SiteSolution(kept, weight.tensor)
         return Repair(solution, went.damping, went.retries, went.dtype)
 

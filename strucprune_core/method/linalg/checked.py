@@ -2,9 +2,9 @@
 
 Many GPUs compute 32 or 64 times as fast in float32, and processors twice as fast. What is solved
 here needs few digits: H is damped, so it is well conditioned, and it is a sum over tokens that are
-a sample anyway. So float32 comes first where float64 is slow, and on processors for wide matrices,
-whose solves take most of a job's time. A result in float32 is used if its own checks find relative
-errors of at most
+a sample anyway. So float32 comes first where float64 is slow, and on processors for curves of wide
+matrices, which take most of a job's time. (Not for repairs there: to refine them costs what float32
+gains.) A result in float32 is used if its own checks find relative errors of at most
 
     sqrt(eps) = 3.5e-4,       eps = 2^-23,
 

@@ -8,7 +8,7 @@ RESIDENT = 1 << 62
 """A panel that any matrix fits."""
 
 WIDE_COLUMNS = 4096
-"""Matrices of more columns are solved in float32 first on a CPU, too: see `checked`."""
+"""Damage curves of more columns are computed in float32 first on a CPU, too: see `checked`."""
 
 BLOCK_CHANNELS = 16
 """Channels that a damage curve removes at a time."""

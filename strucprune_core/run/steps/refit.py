@@ -133,7 +133,7 @@ class _Layer:
         solution = room.matrix(d, width, torch.float32)
         kept = torch.arange(width, device=job.device)
         damping = job.spec.pruning.damping or default_damping(sums.tokens)
-        ridge_into(gram, self._matrix(), kept, damping, solution, job.room_for(width), cross)
+        ridge_into(gram, self._matrix(), kept, damping, solution, room, cross)
         return solution.tensor
 
     def errors(self, solved: Tensor) -> tuple[float | None, float | None]:

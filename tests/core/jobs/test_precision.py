@@ -164,7 +164,7 @@ def test_solves_in_float32(
     assert narrow.after == pytest.approx(wide.after, rel=1e-3)
 
 
-def test_wide_sites_are_solved_in_float32_on_a_cpu(
+def test_wide_curves_are_computed_in_float32_on_a_cpu(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_tiny_llama(tmp_path / "model")
@@ -178,3 +178,4 @@ def test_wide_sites_are_solved_in_float32_on_a_cpu(
     assert report.solves is not None
     each = len(report.layers)
     assert report.solves.curves == {"float32": each, "float64": each}
+    assert report.solves.repairs == {"float64": 2 * each}

@@ -181,9 +181,10 @@ def test_operations_run_at_the_rate_of_their_precision(facts: ModelFacts) -> Non
         ("cuda", WIDE_COLUMNS + 1, "float64"),
     ],
 )
-def test_wide_matrices_are_solved_in_float32_on_a_cpu(kind: str, columns: int, wanted: str) -> None:
+def test_wide_curves_are_computed_in_float32_on_a_cpu(kind: str, columns: int, wanted: str) -> None:
     rates = RATES.model_copy(update={"kind": kind})
     assert rate_of("curves", "float32", rates, columns) == wanted
+    assert rate_of("solves", "float32", rates, columns) == "float64"
 
 
 def test_far_weights_take_the_time_of_the_network(facts: ModelFacts) -> None:
