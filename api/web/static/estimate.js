@@ -28,7 +28,7 @@ export function showEstimate(box, { estimate, runtimes }, buttons) {
       ["Precision", Object.entries(estimate.precision).map(([device, one]) => `${one} (${device})`).join(" or ")],
       ["Workspace", bytes(estimate.workspace_bytes)],
       ["Weights read", bytes(estimate.bytes_read)],
-      ["To the device, and back", ["to_device_bytes", "to_host_bytes"].map((way) => bytes(moved(estimate.traffic, way))).join(", ")],
+      ["To device, back", ["to_device_bytes", "to_host_bytes"].map((way) => bytes(moved(estimate.traffic, way))).join(", ")],
       ["Work", `${flops(work)}FLOP`],
     ]),
     h("h3", {}, "Memory by step"), steps(estimate.step_bytes),
