@@ -117,9 +117,13 @@ DEVICES = ("auto", "cpu", "cuda")
 _NUMBERED_GPU = r"cuda:[0-9]{1,3}"
 
 
+def is_device(name: str) -> bool:
+    """Whether PyTorch could have a device of this name."""
+    return name in DEVICES or re.fullmatch(_NUMBERED_GPU, name) is not None
+
+
 def _device(name: str) -> str:
-    """A device that PyTorch can have."""
-    if name not in DEVICES and not re.fullmatch(_NUMBERED_GPU, name):
+    if not is_device(name):
         raise ValueError(
             "It must be one of these: 'auto', 'cpu', 'cuda', or 'cuda:1' for the GPU of that "
             "number."

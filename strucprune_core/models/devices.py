@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from strucprune_core.errors import InvalidSpec
+from strucprune_core.method.linalg.tf32 import tf32_products
 from strucprune_core.models.precision import Precision
-from strucprune_core.spec import DEVICES, is_gpu
+from strucprune_core.spec import is_device, is_gpu
 
 # Compute capabilities of GPUs that compute at least half as fast in float64 as in float32: P100,
 # V100, A100, H100 and H200, B200 (the table of throughputs in NVIDIA's CUDA C++ Programming Guide).
@@ -31,7 +31,7 @@ def choose_device(wanted: str, field: str = "runtime.device") -> torch.device:
     Raises:
         InvalidSpec: the name is unknown, or a GPU was asked for that is not there.
     """
-    if wanted not in DEVICES and not _is_numbered(wanted):
+    if not is_device(wanted):
         raise InvalidSpec(
             f"'{wanted}' is not a device", field=field, remedy="Use auto, cpu, cuda or cuda:1."
         )
@@ -48,19 +48,14 @@ def choose_device(wanted: str, field: str = "runtime.device") -> torch.device:
     return torch.device(wanted)
 
 
-def _is_numbered(wanted: str) -> bool:
-    kind, _, number = wanted.partition(":")
-    return kind == "cuda" and number.isascii() and number.isdigit()
-
-
 def _check_number(wanted: str, field: str) -> None:
     """Check that there is a GPU of that number.
 
     Raises:
         InvalidSpec: there is none.
     """
-    count = torch.cuda.device_count()
-    if _is_numbered(wanted) and int(wanted.partition(":")[2]) >= count:
+    count, number = torch.cuda.device_count(), wanted.partition(":")[2]
+    if number and int(number) >= count:
         numbers = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
         raise InvalidSpec(
             f"there is no {wanted}: this process sees {count} GPU{'s' if count > 1 else ''}",
@@ -76,20 +71,14 @@ def computing_on(device: torch.device) -> contextlib.AbstractContextManager[obje
     return torch.cuda.device(device)
 
 
-@contextlib.contextmanager
-def matrix_products_in(precision: Precision) -> Iterator[None]:
+def matrix_products_in(precision: Precision) -> contextlib.AbstractContextManager[None]:
     """Inside, a GPU computes float32 matrix products as the precision says.
 
     In `tf32` from operands rounded to 10 bits. In `bfloat16` as well: what is float32 there
     (logits, Gram matrices, routers) comes from activations of 7 bits. In `float32` from whole
     operands, whatever was set before.
     """
-    products, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
-    products.allow_tf32 = precision != "float32"
-    try:
-        yield
-    finally:
-        products.allow_tf32 = before
+    return tf32_products(allowed=precision != "float32")
 
 
 def solve_dtype(device: torch.device) -> torch.dtype:

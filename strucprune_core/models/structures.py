@@ -93,6 +93,11 @@ class Site:
     coupled: tuple[CoupledTensor, ...]
     parameters: int
 
+    @property
+    def width(self) -> int:
+        """Columns of the output matrix in all structures."""
+        return self.structures * self.columns
+
 
 def sites(config: ModelConfig, layer: int, kinds: Sequence[StructureKind]) -> list[Site]:
     """The sites of a layer, for the kinds of structures that may be removed.

@@ -404,7 +404,7 @@ def _shared_workspace_bytes(spec: JobSpec, config: ModelConfig) -> int:
 def _columns(spec: JobSpec, config: ModelConfig) -> list[int]:
     """Input columns of each site's matrix."""
     sites = [place.site for place in plan_sites(config, spec.pruning)]
-    return [site.structures * site.columns for site in sites]
+    return [site.width for site in sites]
 
 
 def _gathered_bytes(spec: JobSpec, config: ModelConfig, plan: Plan) -> int:

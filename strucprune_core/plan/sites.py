@@ -72,6 +72,19 @@ def plan_sites(config: ModelConfig, pruning: PruningSpec) -> list[PlannedSite]:
     ]
 
 
+def sites_by_layer(config: ModelConfig, pruning: PruningSpec) -> list[list[Site]]:
+    """The sites that a job prunes of each layer."""
+    return [sites(config, layer, pruning.structures) for layer in range(config.layers)]
+
+
+def tokens_reaching(config: ModelConfig, layer: int, site: Site, tokens: int) -> int:
+    """Of so many tokens those that reach a site: an expert gets its share."""
+    block = config.blocks[layer]
+    if site.kind != "ffn" or block.names.router is None:
+        return tokens
+    return tokens * config.experts_per_token // len(block.ffn_widths)
+
+
 def equal_widths(planned: list[PlannedSite], sparsity: float) -> list[int]:
     """Structures that sites keep if all lose the same share, or as much as their limits allow.
 

@@ -60,6 +60,8 @@ from strucprune_core.plan.sites import (
     plan_sites,
     probe_shape,
     pruned_config,
+    sites_by_layer,
+    tokens_reaching,
 )
 from strucprune_core.plan.sizes import own_units
 from strucprune_core.plan.solver_traffic import (
@@ -276,10 +278,7 @@ class _UnitTraffic:
 
     @cached_property
     def _sites(self) -> list[list[Site]]:
-        by_layer: list[list[Site]] = [[] for _ in self._layers]
-        for place in plan_sites(self._config, self._spec.pruning):
-            by_layer[place.layer].append(place.site)
-        return by_layer
+        return sites_by_layer(self._config, self._spec.pruning)
 
     @cached_property
     def _left(self) -> list[float]:
@@ -302,9 +301,9 @@ class _UnitTraffic:
     def _repairs(self, layer: int, sparsity: float) -> Transferred:
         return Transferred.total(
             repair_traffic(
-                _columns(site),
+                site.width,
                 self._outputs,
-                math.ceil((1 - sparsity) * _columns(site)),
+                math.ceil((1 - sparsity) * site.width),
                 self._panels,
                 self._stored.weight_bytes,
             ).plus(self._output(site))
@@ -313,11 +312,11 @@ class _UnitTraffic:
 
     def _output(self, site: Site) -> Transferred:
         """The matrix that a site's columns belong to, as it is read."""
-        return self._read(self._outputs * _columns(site))
+        return self._read(self._outputs * site.width)
 
     def _solutions(self, layer: int, sparsity: float) -> int:
         """Numbers of solutions that are on the device."""
-        kept = [math.ceil((1 - sparsity) * _columns(site)) for site in self._sites[layer]]
+        kept = [math.ceil((1 - sparsity) * site.width) for site in self._sites[layer]]
         return self._outputs * sum(k for k in kept if self._panels.fits(k))
 
     # Units, by kind.
@@ -366,11 +365,12 @@ class _UnitTraffic:
         batches = self._batches(train, self._length), self._batches(self._held_out, self._length)
         tokens = self._samples * self._length
         grams = Transferred.total(
-            gram_traffic(_columns(site), batches[0], self._panels) for site in self._sites[layer]
+            gram_traffic(site.width, batches[0], self._panels) for site in self._sites[layer]
         )
         seen = min(HOLDOUT_TOKENS, self._held_out * self._length)
         inputs = sum(
-            self._reaching(layer, site, seen) * _columns(site) for site in self._sites[layer]
+            tokens_reaching(self._config, layer, site, seen) * site.width
+            for site in self._sites[layer]
         )
         return Transferred.total(
             [
@@ -382,20 +382,13 @@ class _UnitTraffic:
             ]
         )
 
-    def _reaching(self, layer: int, site: Site, tokens: int) -> int:
-        """Tokens that reach a site: an expert gets its share."""
-        block = self._config.blocks[layer]
-        if site.kind != "ffn" or block.names.router is None:
-            return tokens
-        return tokens * self._config.experts_per_token // len(block.ffn_widths)
-
     def _of_route(self, unit: Unit) -> Transferred:
         return self._pass(self._samples, self._length, [unit.index])
 
     def _of_curve(self, unit: Unit) -> Transferred:
         return Transferred.total(
             curve_traffic(
-                _columns(site),
+                site.width,
                 self._outputs,
                 self._panels,
                 site.columns,
@@ -523,10 +516,10 @@ class _UnitTraffic:
         judged = min(HOLDOUT_TOKENS, self._held_out * self._length)
         errors = Transferred.total(
             error_traffic(
-                _columns(site),
+                site.width,
                 self._outputs,
-                math.ceil((1 - sparsity) * _columns(site)),
-                self._reaching(layer, site, judged),
+                math.ceil((1 - sparsity) * site.width),
+                tokens_reaching(self._config, layer, site, judged),
                 self._panels,
                 self._stored.weight_bytes,
             ).plus(self._output(site))
@@ -536,7 +529,7 @@ class _UnitTraffic:
         if self._spec.pruning.solver == "admm":  # Matrices and held-out inputs once more.
             admm = errors.plus(
                 Transferred(
-                    to_device=FP32_BYTES * sum(_columns(site) ** 2 for site in self._sites[layer])
+                    to_device=FP32_BYTES * sum(site.width**2 for site in self._sites[layer])
                 )
             )
         back = Transferred(to_host=FP32_BYTES * self._solutions(layer, sparsity))
@@ -681,7 +674,7 @@ class _UnitTraffic:
 
     def _solved(self, layer: int) -> int:
         """Parameters of the matrices whose columns are solved again."""
-        return self._outputs * sum(_columns(site) for site in self._sites[layer])
+        return self._outputs * sum(site.width for site in self._sites[layer])
 
     def _of_gguf(self, unit: Unit) -> Transferred:
         return self._read(self._all)
@@ -762,7 +755,3 @@ class _UnitTraffic:
 
 def _parameters(config: ModelConfig, layer: int) -> int:
     return sum(math.prod(shape) for shape in layer_tensors(config, layer).values())
-
-
-def _columns(site: Site) -> int:
-    return site.structures * site.columns

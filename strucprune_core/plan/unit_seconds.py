@@ -184,10 +184,7 @@ class _Times:
         self._precision = precision
         self._whole = sum(math.prod(shape) for shape in expected_tensors(config).values())
         self._width = max(
-            (
-                place.site.structures * place.site.columns
-                for place in plan_sites(config, spec.pruning)
-            ),
+            (place.site.width for place in plan_sites(config, spec.pruning)),
             default=config.hidden_size,
         )
         self._stored = stored

@@ -37,7 +37,13 @@ from strucprune_core.plan.memory.solver import curve_flops, error_flops, gram_fl
 from strucprune_core.plan.samples import sampled_tokens
 from strucprune_core.plan.search import try_units
 from strucprune_core.plan.shared_budget import measured_steps
-from strucprune_core.plan.sites import energy_of, holdout_sequences, plan_sites, probe_shape
+from strucprune_core.plan.sites import (
+    energy_of,
+    holdout_sequences,
+    probe_shape,
+    sites_by_layer,
+    tokens_reaching,
+)
 from strucprune_core.plan.sizes import own_units
 from strucprune_core.plan.speed import passed_tokens
 from strucprune_core.plan.task_memory import task_tokens
@@ -159,10 +165,7 @@ class _Work:
 
     @cached_property
     def _sites(self) -> list[list[Site]]:
-        by_layer: list[list[Site]] = [[] for _ in self._layers]
-        for place in plan_sites(self._config, self._spec.pruning):
-            by_layer[place.layer].append(place.site)
-        return by_layer
+        return sites_by_layer(self._config, self._spec.pruning)
 
     def of(self, unit: Unit) -> dict[str, int]:
         """By purpose."""
@@ -234,28 +237,20 @@ class _Work:
     def _grams(self, layer: int) -> int:
         train = self._tokens - self._held_out
         return sum(
-            gram_flops(_columns(site), self._seen(layer, site, train))
+            gram_flops(site.width, tokens_reaching(self._config, layer, site, train))
             for site in self._sites[layer]
         )
-
-    def _seen(self, layer: int, site: Site, tokens: int) -> int:
-        """Tokens that reach a site: an expert gets its share."""
-        block = self._config.blocks[layer]
-        if site.kind != "ffn" or block.names.router is None:
-            return tokens
-        return tokens * self._config.experts_per_token // len(block.ffn_widths)
 
     def _curves(self, layer: int) -> int:
         d = self._config.hidden_size
         return sum(
-            sum(curve_flops(_columns(site), d, self._panels).values())
-            for site in self._sites[layer]
+            sum(curve_flops(site.width, d, self._panels).values()) for site in self._sites[layer]
         )
 
     def _ridges(self, layer: int, sparsity: float) -> int:
         d, count = self._config.hidden_size, 0
         for site in self._sites[layer]:
-            m = _columns(site)
+            m = site.width
             count += sum(ridge_flops(m, d, math.ceil((1 - sparsity) * m)).values())
         return count
 
@@ -265,7 +260,7 @@ class _Work:
         judged = min(HOLDOUT_TOKENS, self._held_out)
         errors = 0
         for site in self._sites[layer]:
-            m, tokens = _columns(site), self._seen(layer, site, judged)
+            m, tokens = site.width, tokens_reaching(self._config, layer, site, judged)
             errors += error_flops(m, d, math.ceil((1 - sparsity) * m), tokens)
         return self._ridges(layer, sparsity) + errors
 
@@ -326,7 +321,3 @@ class _Work:
         sequences = min(distill.batch_sequences, self._train_sequences)
         tokens = steps * sequences * self._spec.calibration.sequence_length
         return tokens * (4 * self._body + 6 * self._head)
-
-
-def _columns(site: Site) -> int:
-    return site.structures * site.columns

@@ -16,8 +16,7 @@ again in float64. No ridge is raised in float32.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -25,6 +24,7 @@ import torch
 
 from strucprune_core.errors import NumericalFailure
 from strucprune_core.method.linalg.matrices import Room
+from strucprune_core.method.linalg.tf32 import tf32_products
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ def checked(room: Room, compute: Callable[[Room], T]) -> T:
     if room.dtype == torch.float64:
         return compute(room)
     try:
-        with _whole_operands():
+        with tf32_products(allowed=False):
             return compute(room)
     except (Inaccurate, NumericalFailure):
         return compute(replace(room, dtype=torch.float64))
@@ -75,14 +75,3 @@ def settled(done: bool, room: Room) -> bool:
     if not done and is_checked(room):
         raise Inaccurate
     return done
-
-
-@contextlib.contextmanager
-def _whole_operands() -> Iterator[None]:
-    """Inside, a GPU computes float32 matrix products from whole operands (no TF32)."""
-    products, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
-    products.allow_tf32 = False
-    try:
-        yield
-    finally:
-        products.allow_tf32 = before

@@ -251,7 +251,7 @@ def _probes(
     running = _passing(config, together, tiles, tokens)
     running += _pruned_copy(config, places, tiles, panels)
     solving = 0
-    for m in {place.site.structures * place.site.columns for place in places}:
+    for m in {place.site.width for place in places}:
         stay = math.ceil((1 - PROBE_SPARSITY) * m)
         solved = ridge_device_bytes(m, config.hidden_size, stay, panels)
         solving = max(solving, *solved.values())
@@ -349,7 +349,7 @@ def _capture(
     worst, by_layer = 0, _by_layer(places)
     for layer in distinct_layers(config):
         pruned = by_layer.get(layer, [])
-        columns = [site.structures * site.columns for site in pruned]
+        columns = [site.width for site in pruned]
         sums = [gram_device_bytes(width, batch.tokens, panels) for width in columns]
         held = sum(each["sums"] + each["panel"] for each in sums)
         kinds = {site.kind for site in pruned}
@@ -372,7 +372,7 @@ def _solver(
         holdout_sequences(spec.calibration.samples) * spec.calibration.sequence_length,
     )
     curve = reconstruction = admm = 0
-    for m, size in {(p.site.structures * p.site.columns, p.site.columns) for p in places}:
+    for m, size in {(p.site.width, p.site.columns) for p in places}:
         kept = math.ceil(KEPT_SHARE * m)
         curve = max(curve, *curve_device_bytes(m, d, panels, size).values())
         judged = sum(error_device_bytes(m, d, kept, tokens, panels).values())
@@ -389,7 +389,7 @@ def _pruned_copy(
     """A layer's solutions, and the pruned copy of its tensors where it is resident."""
     worst, by_layer = 0, _by_layer(places)
     for layer in set(distinct_layers(config)) & set(by_layer):
-        columns = [site.structures * site.columns for site in by_layer[layer]]
+        columns = [site.width for site in by_layer[layer]]
         solved = sum(width for width in columns if panels.fits(width)) * config.hidden_size
         copied = resident_bytes(config, layer, tiles)
         worst = max(worst, copied + FP32_BYTES * solved)

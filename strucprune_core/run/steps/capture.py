@@ -93,7 +93,7 @@ class _Layer:
     def __init__(self, job: Job, entering: Entering, leaving: Leaving) -> None:
         self._job, self._entering, self._leaving = job, entering, leaving
         self._sites = job.sites(entering.layer)
-        self._columns = {site.name: site.structures * site.columns for site in self._sites}
+        self._columns = {site.name: site.width for site in self._sites}
         self._weights = job.dense.layer(entering.layer)
 
     def sum_up(self, grams_file: Path) -> tuple[dict[str, SiteStatistics], float]:
@@ -189,7 +189,7 @@ def _finish(
 
 def _mean_energy(sites: list[Site], kind: SiteKind, energies: dict[str, float]) -> float:
     """Mean energy of a column over all sites of a kind."""
-    columns = {site.name: site.structures * site.columns for site in sites if site.kind == kind}
+    columns = {site.name: site.width for site in sites if site.kind == kind}
     total = sum(energies[name] * count for name, count in columns.items())
     return total / sum(columns.values())
 

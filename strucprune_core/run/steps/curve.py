@@ -33,7 +33,7 @@ def curve(job: Job, unit: Unit, draft: Draft) -> None:
 
 def _curve(measured: MeasuredSite) -> DamageCurve:
     site = measured.site
-    room = measured.job.curve_room(site.structures * site.columns)
+    room = measured.job.curve_room(site.width)
     gram, matrix = measured.gram(), measured.output_matrix()
     if site.columns == 1:
         return damage_curve(gram, matrix, room=room)
