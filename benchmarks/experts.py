@@ -16,7 +16,6 @@ repaired. Prints a Markdown table.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from benchmarks.baselines import experts as others
+from benchmarks.output import write_result
 from benchmarks.rival_runs import load_whole, perplexity
 from benchmarks.small_moe import Recipe, ensure
 from strucprune_core import JobSpec, Report, prune
@@ -117,9 +117,7 @@ def main() -> int:
             "rows": [asdict(row) for row in rows],
         }
     print(table(rows, dense))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_result(options.json, result)
     return 0 if reaps_agree(rows) else 1
 
 

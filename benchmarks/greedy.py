@@ -30,6 +30,7 @@ from typing import Any
 
 from benchmarks.load import body
 from benchmarks.load_client import Connection, Figures, load, request
+from benchmarks.output import tell, write_result
 from embedded.stack import WORK_BUCKET, Stack
 from strucprune_core.access.keys import hash_key, new_key
 from strucprune_core.client.calls import JOBS
@@ -257,14 +258,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where the result goes")
     options = parser.parse_args()
 
-    def tell(line: str) -> None:
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
-
     with tempfile.TemporaryDirectory() as name, TwoTenants(Path(name)) as stack:
         result = asyncio.run(measure(stack, options.seconds, tell))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_result(options.json, result)
     slow = [name for name, found in result.items() if found["get"]["p50"] > MEDIAN_SECONDS]
     tell("\n".join(f"missed: {name}" for name in slow) or "no bar was missed")
     return 1 if slow else 0

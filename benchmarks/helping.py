@@ -14,16 +14,15 @@ too: on a busy one, these figures say nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.output import tell, write_result
 from embedded.demo import job_spec, upload
 from embedded.model import ensure_model
 from embedded.stack import Stack
@@ -118,13 +117,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the result goes")
     options = parser.parse_args()
 
-    def tell(line: str) -> None:
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
-
     result = run(options.workers, options.rounds, tell)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_result(options.json, result)
 
 
 if __name__ == "__main__":

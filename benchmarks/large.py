@@ -26,6 +26,7 @@ from typing import Any
 from pydantic import ByteSize, TypeAdapter
 
 from benchmarks.memory_scaling import LLAMA, OPT, raw_config
+from benchmarks.output import write_result
 from benchmarks.random_model import save_empty_model, save_random_model
 from embedded.s3 import REGION, S3Server
 from strucprune_core.plan.estimate import estimate_job
@@ -52,9 +53,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(dir=options.directory) as folder:
             result |= _run(options, raw, Path(folder))
     print(json.dumps(result, indent=2))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_result(options.json, result)
     return 0
 
 

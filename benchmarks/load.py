@@ -38,6 +38,7 @@ import redis
 from api.jobs.state import JobState
 from benchmarks.load_client import Connection, Figures, MakeRequest, load, request
 from benchmarks.load_turns import OTHER, measure_turns
+from benchmarks.output import tell, write_result
 from embedded.processes import ManagedProcess, accepts_connections, free_ports
 from embedded.stack import ROOT, WORK_BUCKET, Stack
 from strucprune_core.client.calls import JOBS
@@ -350,18 +351,13 @@ def main() -> int:
     if options.turns_only and options.json is None:
         parser.error("--turns-only needs --json, the result that it is added to")
 
-    def tell(line: str) -> None:
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
-
     if options.turns_only:
         result = json.loads(options.json.read_text(encoding="utf-8"))
     else:
         with tempfile.TemporaryDirectory() as name, LoadStack(Path(name)) as stack:
             result = asyncio.run(measure(options, stack, tell))
     result["turns"] = measure_all_turns(options.backlog, tell)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_result(options.json, result)
     found = misses(result)
     tell("\n".join(f"missed: {miss}" for miss in found) or "no bar was missed")
     return 1 if found else 0

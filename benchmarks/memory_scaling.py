@@ -17,7 +17,6 @@ one. So its pieces may be others, but not larger in all.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.line_plot import Axis, Line, Plot
+from benchmarks.output import write_result
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import expected_tensors
@@ -85,10 +85,7 @@ def main() -> int:
         for family in dict.fromkeys(row.family for row in rows)
     }
     print(table(rows, exponents))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        result = {"exponents": exponents, "rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_result(options.json, {"exponents": exponents, "rows": [asdict(row) for row in rows]})
     if options.plot:
         options.plot.write_text(plot(rows, exponents), encoding="utf-8")
     return 0

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -30,6 +28,7 @@ from unittest import mock
 import torch
 
 from benchmarks.memory_scaling import raw_config
+from benchmarks.output import tell, write_result
 from benchmarks.random_model import save_random_model
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.pipeline import prune
@@ -235,13 +234,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the result goes")
     options = parser.parse_args()
 
-    def tell(line: str) -> None:
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
-
     result = run(options.rounds, options.samples, tell)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_result(options.json, result)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import torch
 
 from benchmarks.baselines.sites import Scope
 from benchmarks.line_plot import Axis, Line, Plot, sparsity_axis
+from benchmarks.output import write_result
 from benchmarks.rival_methods import METHODS, Baseline
 from benchmarks.rival_runs import (
     Cost,
@@ -97,9 +98,7 @@ def main() -> int:
         rows = [_row(setup, plan, dense) for plan in _plans(options)]
         result = {"environment": _environment(options), "dense": dense, "rows": _dumped(rows)}
     print(table(rows, dense))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_result(options.json, result)
     if options.plot:
         options.plot.parent.mkdir(parents=True, exist_ok=True)
         options.plot.write_text(plot(rows, dense), encoding="utf-8")

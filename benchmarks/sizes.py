@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.output import write_result
 from embedded.model import ensure_model
 from embedded.text import ensure_texts
 from strucprune_core.storage.digests import sha256_of
@@ -84,8 +85,7 @@ def main() -> int:
         ),
     }
     print(json.dumps(found, indent=2))
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_result(options.json, found)
     return 0
 
 

@@ -21,7 +21,6 @@ is compared with the exponent of the planned operations.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -37,6 +36,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
+from benchmarks.output import write_result
 from benchmarks.random_model import save_random_model
 from strucprune_core import JobSpec, prune
 from strucprune_core.calibration.text import Text, calibration_windows
@@ -108,9 +108,7 @@ def main() -> int:
     if options.growth:
         result["growth"] = _growth()
     print(table(result))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_result(options.json, result)
     return int(result["passes"] > BAR)
 
 

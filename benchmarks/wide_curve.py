@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.output import tell, write_result
 from strucprune_core.method.layer.damage_curve import DamageCurve, damage_curve
 from strucprune_core.method.linalg.matrices import Room
 
@@ -78,10 +78,9 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--json", type=Path, help="where the result goes")
     options = parser.parse_args()
-    text = json.dumps(compare(options.channels, options.hidden), indent=2)
-    sys.stdout.write(f"{text}\n")
-    if options.json:
-        options.json.write_text(f"{text}\n", encoding="utf-8")
+    result = compare(options.channels, options.hidden)
+    tell(json.dumps(result, indent=2))
+    write_result(options.json, result)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.gpu.shapes import raw_of
 from benchmarks.helping import whole_job
+from benchmarks.output import write_result
 from benchmarks.wavefront.shapes import predicted_work, work_of
 from benchmarks.wavefront.simulate import Storage, Work, simulate
 from strucprune_core.models.families import parse_config
@@ -66,8 +67,7 @@ def main() -> None:
     for shape in SHAPES:
         result[shape] = _courses(of_shape(shape), NEAR, GPU_START_SECONDS)
     sys.stdout.write(_table(result))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_result(options.json, result)
 
 
 def smollm2() -> Work:
