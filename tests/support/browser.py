@@ -99,3 +99,19 @@ def enter(page: Page, key: str, where: str = "") -> None:
     page.get_by_label("API key").fill(key)
     page.get_by_role("button", name="Continue").click()
     page.get_by_label("API key").wait_for(state="detached")
+
+
+def fill_form(page: Page, model_uri: str, output: str) -> None:
+    """Fill in what the form of a new job needs.
+
+    Args:
+        page: The page.
+        model_uri: Prefix of `model` and `text.txt`.
+        output: Prefix of the result.
+    """
+    page.goto("/#/new")
+    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
+    page.get_by_label("Output").fill(output)
+    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
+    page.get_by_label("Sequences").first.fill("4")
+    page.get_by_label("Tokens each").first.fill("32")

@@ -7,22 +7,12 @@ from typing import TYPE_CHECKING, Any
 from api.jobs.record import JobRecord
 from strucprune_core.spec import JobSpec, field_defaults
 from tests.api.browser.conftest import Jobs
-from tests.support.browser import watched_page
+from tests.support.browser import fill_form, watched_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
 SUBMIT = "Submit job"
-
-
-def fill(page: Page, jobs: Jobs, model_uri: str) -> None:
-    """All that a job needs."""
-    page.goto("/#/new")
-    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
-    page.get_by_label("Output").fill(f"{jobs.prefix}/out")
-    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
-    page.get_by_label("Sequences").first.fill("4")
-    page.get_by_label("Tokens each").first.fill("32")
 
 
 def field(page: Page, pointer: str) -> Locator:
@@ -40,7 +30,7 @@ def submitted(page: Page, jobs: Jobs) -> JobRecord:
 
 def test_where_it_will_run(page: Page, jobs: Jobs, model_uri: str) -> None:
     """The choice sets layout and exports; who changes them again is told, and offered the way."""
-    fill(page, jobs, model_uri)
+    fill_form(page, model_uri, f"{jobs.prefix}/out")
     where = page.get_by_label("Where will it run?")
     layout, follows = page.get_by_label("Layout"), field(page, "#where")
     follows.get_by_text("loads in transformers and vLLM").wait_for()
@@ -73,7 +63,7 @@ def test_where_it_will_run(page: Page, jobs: Jobs, model_uri: str) -> None:
 
 
 def test_buttons_that_mend(page: Page, jobs: Jobs, model_uri: str) -> None:
-    fill(page, jobs, model_uri)
+    fill_form(page, model_uri, f"{jobs.prefix}/out")
     sparsity = page.get_by_label("Sparsity", exact=True)
     sparsity.fill("30")
     page.get_by_role("button", name="Set Sparsity to 0.3").click()

@@ -19,7 +19,7 @@ from strucprune_core.report.document import Continuation, Loading, SampleReport
 from strucprune_core.run.progress import Phase
 from strucprune_core.spec import JobSpec
 from tests.api.browser.conftest import WEIGHTS, Jobs, made_report
-from tests.support.browser import enter, watched_page
+from tests.support.browser import enter, fill_form, watched_page
 from tests.support.claims import claim_job
 from tests.support.device_tables import made_table
 from tests.support.rates import RATES
@@ -201,12 +201,7 @@ def test_a_job_is_submitted(page: Page, jobs: Jobs, model_uri: str) -> None:
 
 
 def test_a_speedup_is_asked_for(page: Page, jobs: Jobs, model_uri: str) -> None:
-    page.goto("/#/new")
-    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
-    page.get_by_label("Output").fill(f"{jobs.prefix}/out")
-    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
-    page.get_by_label("Sequences").first.fill("4")
-    page.get_by_label("Tokens each").first.fill("32")
+    fill_form(page, model_uri, f"{jobs.prefix}/out")
     assert page.get_by_label("Times as fast").is_hidden()
     page.get_by_label("How much").select_option("speedup")
     page.get_by_label("Times as fast").fill("1.001")
@@ -285,12 +280,7 @@ def test_a_job_says_how_long_it_takes_and_when_it_starts(
 ) -> None:
     ledger = jobs.services.ledger
     ledger.note_worker("one:1", {"pool": "small", "rates": RATES.model_dump_json()})
-    page.goto("/#/new")
-    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
-    page.get_by_label("Output").fill(f"{jobs.prefix}/out")
-    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
-    page.get_by_label("Sequences").first.fill("4")
-    page.get_by_label("Tokens each").first.fill("32")
+    fill_form(page, model_uri, f"{jobs.prefix}/out")
     page.get_by_label("Allow degenerate text").check()
     times = page.locator(".times")
     times.get_by_text(re.compile(r"^About (up to )?\d.* seconds? on small$")).wait_for()
@@ -502,12 +492,7 @@ def test_events_of_kinds_that_the_page_does_not_know(page: Page, jobs: Jobs) -> 
 
 
 def test_workers_at_most(page: Page, jobs: Jobs, model_uri: str) -> None:
-    page.goto("/#/new")
-    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
-    page.get_by_label("Output").fill(f"{jobs.prefix}/out")
-    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
-    page.get_by_label("Sequences").first.fill("4")
-    page.get_by_label("Tokens each").first.fill("32")
+    fill_form(page, model_uri, f"{jobs.prefix}/out")
     page.get_by_text("Running", exact=True).click()
     workers = page.get_by_label("Workers at most")
     workers.fill("100")
@@ -687,12 +672,7 @@ def test_samples_and_speed_of_a_result(page: Page, jobs: Jobs) -> None:
 
 
 def test_samples_and_speed_are_asked_for(page: Page, jobs: Jobs, model_uri: str) -> None:
-    page.goto("/#/new")
-    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
-    page.get_by_label("Output").fill(f"{jobs.prefix}/out")
-    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
-    page.get_by_label("Sequences").first.fill("4")
-    page.get_by_label("Tokens each").first.fill("32")
+    fill_form(page, model_uri, f"{jobs.prefix}/out")
     page.get_by_label("Evaluation text").fill(f"{model_uri}/text.txt")
     page.get_by_label("Sequences").nth(1).fill("2")
     page.get_by_label("Tokens each").nth(1).fill("32")
